@@ -1,0 +1,24 @@
+"""Stored answers, whatever their kind."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from landscape.errors import UnsafeInputError, UsageError
+from landscape.results import Result
+
+_HOMES = ("spectra", "barriers", "surfaces", "checks", "histories")
+
+
+def load(path: Path) -> Result:
+    """Read a results/*.json file. Raises UsageError where there is none, UnsafeInputError where it is not an answer."""
+    for home in _HOMES:
+        importlib.import_module(f"landscape.analysis.{home}")
+    try:
+        text = path.read_text()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise UsageError(f"there is no result file {path}. Give one of RUN/results/*.json.") from None
+    except UnicodeDecodeError:
+        raise UnsafeInputError(f"{path} is not a text file. Give one of RUN/results/*.json.") from None
+    return Result.from_json(text)

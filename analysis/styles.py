@@ -1,0 +1,118 @@
+"""How every picture looks: colours that colour-blind readers can tell apart, text that stays text, one size of type, NaN hatched and never imputed.
+
+Colours: Okabe and Ito 2008. Colour is never the only cue: lines differ in dash, points in marker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from landscape.errors import UsageError, unknown
+from landscape.results import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Sheet
+    from plotly.graph_objects import Figure
+
+BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, YELLOW, BLACK = (
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000",
+)  # fmt: skip
+CYCLE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+SEQUENTIAL = "viridis"
+GREY = "#8a8a8a"
+FORMATS = ("svg", "pdf", "png")
+PANEL_INCHES = (4.6, 3.4)  # two panels side by side fill a page's width (6.75 in) after scaling by 3/4: type stays above 6 pt
+
+
+@contextlib.contextmanager
+def house() -> Iterator[None]:
+    """Draw in the house style; matplotlib's own settings are put back afterwards."""
+    import matplotlib as mpl
+
+    settings: dict[str, Any] = {
+        "font.size": 9,
+        "axes.titlesize": 9,
+        "axes.labelsize": 9,
+        "legend.fontsize": 8,
+        "xtick.labelsize": 8,
+        "ytick.labelsize": 8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.prop_cycle": mpl.cycler(color=CYCLE),
+        "axes.grid": False,
+        "legend.frameon": False,
+        "lines.linewidth": 1.6,
+        "pdf.fonttype": 42,  # text stays text
+        "svg.fonttype": "none",
+        "svg.hashsalt": "landscape",  # the same numbers give the same file
+        "savefig.dpi": 200,
+    }
+    with mpl.rc_context(settings):
+        yield
+
+
+def sheet(result: Result) -> Sheet:
+    """All panels of a result side by side. Call inside `house()`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Sheet
+
+    panels = result.panels()
+    width, height = PANEL_INCHES
+    figure = Sheet(figsize=(width * len(panels), height), layout="constrained")
+    FigureCanvasAgg(figure)
+    for ax, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        result.plot(ax, panel)
+    return figure
+
+
+def rendered(result: Result, format: str) -> bytes:
+    """The picture of a result as the bytes of an SVG, PDF or PNG file."""
+    if format not in FORMATS:
+        raise unknown("picture format", format, FORMATS)
+    buffer = io.BytesIO()
+    with house():
+        # no date: the same numbers give the same bytes
+        metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[format]
+        sheet(result).savefig(buffer, format=format, metadata=metadata)
+    return buffer.getvalue()
+
+
+def format_of(path: Path) -> str:
+    """The format that a file name asks for. Raises UsageError on others, `.html` among them (that is the report's)."""
+    name = path.suffix.lower().removeprefix(".")
+    if name not in (*FORMATS, "html"):
+        raise UsageError(f"cannot draw {path.name!r}: the name must end in .svg, .pdf, .png or .html (interactive).")
+    return name
+
+
+def interactive(figure: Figure, *, x: str, y: str) -> Figure:
+    """Give a plotly figure the house style and axis titles."""
+    figure.update_layout(
+        template="simple_white",
+        colorway=list(CYCLE),
+        font={"size": 13},
+        margin={"l": 60, "r": 20, "t": 30, "b": 50},
+        legend={"orientation": "h", "y": 1.12, "x": 0},
+        height=460,
+    )
+    figure.update_xaxes(title=x)
+    figure.update_yaxes(title=y)
+    return figure
+
+
+def hatch_missing(ax: Axes, x: Any, y: Any, values: Any) -> int:
+    """Hatch the cells of a grid `values` (y, x) that are not finite; returns how many there are."""
+    import numpy as np
+    from matplotlib.patches import Rectangle
+
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        dx, dy = (x[1] - x[0], y[1] - y[0])
+        for row, column in bad:
+            ax.add_patch(Rectangle((x[column] - dx / 2, y[row] - dy / 2), dx, dy, hatch="////", fill=True, facecolor="#dddddd", edgecolor=GREY, linewidth=0))
+    return len(bad)

@@ -1,0 +1,140 @@
+"""The commands, and what happens when one of them fails.
+
+Exit codes: 0 fine, 1 the analysis failed, 2 usage, 3 unsafe or corrupt input refused, 130 interrupted. Results on stdout, everything else on stderr.
+`--help` imports no torch: the commands import what they need when they run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cyclopts
+import yaml
+
+from landscape.cli import looking, making, measuring
+from landscape.errors import LandscapeError, UsageError
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("landscape-geometry")
+
+
+app = cyclopts.App(
+    name="landscape",
+    help="Measure the geometry of neural-network loss landscapes, on your own checkpoints or on runs trained here.",
+    version=_version,
+    help_format="plaintext",
+    help_epilogue="A RUN is a folder; RUN@step=500, RUN@init and RUN@last are points in it. Start with: landscape demo --out landscape-demo",
+)
+for place, (group, commands) in enumerate(
+    {
+        "Make a run": (making.train, making.import_),
+        "Measure": (measuring.check, measuring.spectrum, measuring.barrier, measuring.surface),
+        "Look": (looking.tasks, looking.show, looking.plot, looking.report, looking.demo),
+    }.items()
+):
+    shelf = cyclopts.Group(group, sort_key=place)
+    for order, command in enumerate(commands):
+        app.command(command, name=command.__name__.rstrip("_"), group=shelf, sort_key=order)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments, config = _config(arguments)
+        app.config = config
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
+        return 0
+    except cyclopts.CycloptsError as error:
+        return _complain(f"{error}\nSee: landscape {_command(arguments)}--help", UsageError.exit_code)
+    except LandscapeError as error:
+        return _complain(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _complain("interrupted. What was committed is kept; the same command goes on from there.", 130)
+    except BrokenPipeError:
+        # the reader (head, less) has what it wanted: end quietly, and keep Python from flushing into the closed pipe again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        from landscape.runs import describe_failure
+
+        return _complain(str(describe_failure(error)), LandscapeError.exit_code)
+    except MemoryError:
+        return _complain("not enough memory. Use fewer rows (--rows), fewer eigenvalues, or float32.", LandscapeError.exit_code)
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        return _complain(f"not enough memory ({str(error).splitlines()[0]}). Use fewer rows (--rows), fewer eigenvalues, or float32.", LandscapeError.exit_code)
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"landscape: {message}", file=sys.stderr)
+    return code
+
+
+def _command(arguments: Sequence[str]) -> str:
+    known = arguments[0] if arguments and arguments[0] in app else ""
+    return f"{known} " if known else ""
+
+
+def _config(arguments: list[str]) -> tuple[list[str], tuple[Any, ...]]:
+    """Take `--config FILE` (repeatable, the later wins; flags win over all) out of the arguments."""
+    rest: list[str] = []
+    configs: list[Any] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        name, given, value = argument.partition("=")
+        if name != "--config":
+            rest.append(argument)
+            continue
+        path = Path(value if given else next(waiting, ""))
+        configs.append(cyclopts.config.Dict(_options(path), source=str(path), use_commands_as_keys=False))
+    return rest, tuple(reversed(configs))
+
+
+def _options(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        options = yaml.load(text, Loader=_Strict)  # noqa: S506 (a SafeLoader: no objects, no code)
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise UsageError(f"cannot read the options of --config {str(path)!r}: {error.strerror}.") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
+        raise UsageError(f"{path} must map option names to values, such as `steps: 2000`; got {type(options).__name__}.")
+    return {key.replace("_", "-"): value for key, value in options.items()}
+
+
+class _Strict(yaml.SafeLoader):
+    """YAML's safe subset, refusing what it would pass over in silence: a key given twice, and aliases (which can grow without bound)."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError(f"aliases are not allowed (line {self.peek_event().start_mark.line + 1})")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.YAMLError(f"the key {twice[0]!r} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+def entry() -> None:
+    """The console script."""
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch")
+    raise SystemExit(main())
+
+
+if __name__ == "__main__":
+    entry()

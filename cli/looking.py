@@ -1,0 +1,163 @@
+"""The commands that show: tasks, show, plot, report, demo."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+from landscape.cli.options import Common, note
+from landscape.runs import Run, place
+
+
+def tasks(*, json: bool = False) -> None:
+    """List the tasks that come with the tool.
+
+    Parameters
+    ----------
+    json
+        Print the list as JSON.
+    """
+    from landscape.tasks import catalogue
+
+    rows = catalogue()
+    if json:
+        _print_json([{"name": name, "description": text} for name, text in rows])
+        return
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        print(f"{name:<{width}}  {text}")
+    print("\nYour own: package.module:function or file.py:function, returning model, loss and data.")
+
+
+def show(run: str, /, *, json: bool = False) -> None:
+    """Show what is in a run: how it was made, what was recorded, what was answered.
+
+    Parameters
+    ----------
+    run
+        The run's folder, or a point in it (RUN@step=500).
+    json
+        Print everything as JSON.
+    """
+    import numpy as np
+
+    shown = Run.open(Path(run)) if Path(run).exists() else place(run).run
+    record, metrics = shown.record(), shown.metrics()
+    recorded = (shown.trajectory_path / "layout.json").exists()
+    steps = shown.trajectory().steps if recorded else np.empty(0, dtype=int)
+    answers = [_headline(path) for path in shown.answers()]
+    if json:
+        curve = {name: [None if np.isnan(value) else value for value in values] for name, values in metrics.items()}
+        _print_json({"folder": str(shown.folder), "record": record, "metrics": curve, "steps": steps.tolist(), "answers": answers})
+        return
+    options = record["options"]
+    print(f"{shown.folder}: {record['kind']} of {options['task']}, {record['state']}, started {record['started']}")
+    if recorded:
+        layout = shown.trajectory().layout
+        print(f"  model       {layout.dim:,} parameters in {len(layout.of('parameter'))} tensors, {layout.buffer_size:,} buffer entries")
+    print(f"  data        {record.get('data', '?')}")
+    if len(steps):
+        print(f"  trajectory  {len(steps):,} points, steps {steps[0]:,} to {steps[-1]:,}")
+    if metrics:
+        last = {name: values[-1] for name, values in metrics.items()}
+        words = [f"{name.replace('_', ' ')} {last[name]:.4g}" for name in ("train_loss", "test_loss", "test_accuracy") if np.isfinite(last[name])]
+        print(f"  last        step {int(last['step']):,}: {', '.join(words)}")
+    chosen = {name: options[name] for name in ("steps", "optimizer", "lr", "momentum", "weight_decay", "schedule", "batch_size", "seed", "dtype", "device") if name in options}
+    print("  options     " + ", ".join(f"{name} {value}" for name, value in chosen.items()))
+    for answer in answers:
+        print(f"  {answer['kind']:<10}  {answer['summary']}\n              {answer['path']}")
+
+
+def plot(result: Path, out: Path, /) -> None:
+    """Draw a stored answer, from its numbers alone.
+
+    Parameters
+    ----------
+    result
+        A results/*.json file, or a run's folder for its training curve.
+    out
+        The picture: .svg, .pdf or .png; .html is interactive.
+    """
+    from landscape import files
+    from landscape.analysis import reports, styles
+    from landscape.analysis.answers import load
+    from landscape.analysis.histories import history
+
+    format = styles.format_of(out)
+    answer = history(Run.open(result)) if result.is_dir() else load(result)
+    if format == "html":
+        data: bytes | str = reports.page(answer.summary(), [f"<p>{answer.summary()}</p>", reports.live(answer, "live")])
+    else:
+        data = styles.rendered(answer, format)
+    files.write_atomic(out, data)
+    print(out)
+
+
+def report(run: Path, /) -> None:
+    """Write the report of a run: one HTML file with every answer and picture, warnings first.
+
+    Parameters
+    ----------
+    run
+        The run's folder.
+    """
+    print(_write_report(Run.open(run)))
+
+
+def demo(*, out: Path, common: Common = Common()) -> None:  # noqa: B008 (frozen)
+    """The whole tool on real data in a minute: two trainings, spectrum, barrier, surface, report.
+
+    Parameters
+    ----------
+    out
+        Folder for the two runs; the report is in its first run.
+    """
+    from landscape.analysis.answers import load
+    from landscape.analysis.histories import history
+    from landscape.cli import making, measuring
+
+    first, second = out / "seed-0", out / "seed-1"
+    common = dataclasses.replace(common, json=False)
+    with contextlib.redirect_stdout(io.StringIO()):  # each command's own line; they are told together at the end
+        for index, folder in enumerate((first, second)):
+            note(f"training digits-mlp, seed {common.seed + index}")
+            making.train("digits-mlp", out=folder, record_every="10", common=dataclasses.replace(common, seed=common.seed + index))
+        for name, measure in (
+            ("spectrum", lambda: measuring.spectrum(str(first), density=True, common=common)),
+            ("barrier", lambda: measuring.barrier(str(first), str(second), common=common)),
+            ("surface", lambda: measuring.surface(str(first), common=common)),
+            ("check", lambda: measuring.check(str(first), common=dataclasses.replace(common, dtype="float64"))),
+        ):
+            note(f"measuring: {name}")
+            measure()
+    run = Run.open(first)
+    path = _write_report(run)
+    found = {answer.kind: answer.summary() for answer in [history(run), *map(load, run.answers())]}
+    for kind in ("history", "spectrum", "barrier", "surface"):
+        print(found[kind])
+    print(f"The report, for your browser: {path.resolve()}")
+
+
+def _write_report(run: Run) -> Path:
+    from landscape import files
+    from landscape.analysis.reports import report as written
+
+    files.write_atomic(run.report_path, written(run))
+    return run.report_path
+
+
+def _headline(path: Path) -> dict[str, str]:
+    try:
+        record = json.loads(path.read_text())
+        return {"path": str(path), "kind": str(record["kind"]), "summary": str(record["summary"])}
+    except (ValueError, KeyError, TypeError):
+        return {"path": str(path), "kind": "damaged", "summary": "this file cannot be read"}
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, allow_nan=False))
+
+

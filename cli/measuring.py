@@ -1,0 +1,277 @@
+"""The commands that measure: check, spectrum, barrier, surface."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from landscape.cli.options import Common, Subject, answer, tell
+from landscape.errors import LandscapeError, UsageError
+from landscape.runs import Place, place
+
+if TYPE_CHECKING:
+    from landscape.recordings import Site
+    from landscape.results import Result
+    from landscape.tasks import Task
+
+
+def check(
+    subject: str,
+    /,
+    *,
+    at: str = "last",
+    options: Subject = Subject(),  # noqa: B008 (frozen)
+    common: Common = Common(dtype="float64"),  # noqa: B008 (frozen)
+) -> None:
+    """The doctor: can numbers measured on this run or task be trusted?
+
+    Compares the gradient with finite differences, u.Hv with v.Hu, one pass over the data with another, and the loss with the recorded one; names
+    BatchNorm, dropout, attention, frozen, tied and non-float parameters; estimates memory and cost. Computes in float64 unless told otherwise.
+    Exit code 1 where a check fails.
+
+    Parameters
+    ----------
+    subject
+        A RUN (or RUN@step=500), or a task: a name, package.module:function or file.py:function.
+    at
+        Which point of the run: last, init, or step=500.
+    """
+    from landscape.analysis import checks
+
+    if not _is_run(subject):
+        _tell_table(_check_task(subject, options, common), None, common.json)
+        return
+    where = place(subject, at)
+    question = {"subject": str(where), **_asked(options, common)}
+
+    def compute() -> Result:
+        site, task = _site(where, options, common)
+        recorded = _recorded_loss(where) if options.rows is None else None
+        module = task.make(int(where.run.options.get("seed", 0)))
+        found = checks.check(site.train, site.point, module, subject=str(where), recorded=recorded, seed=common.seed)
+        return _about(found, site, task)
+
+    answer(where.run, "checkup", question, compute, common.json, show=_tell_table)
+
+
+def spectrum(
+    run: str,
+    /,
+    *,
+    at: str = "last",
+    top: int = 10,
+    density: Annotated[bool, Parameter(negative="")] = False,
+    operator: Literal["hessian", "gauss-newton"] = "hessian",
+    which: Literal["largest", "smallest", "both", "magnitude"] = "largest",
+    probes: int = 10,
+    lanczos_steps: int = 80,
+    tolerance: float = 1e-4,
+    max_products: int = 500,
+    options: Subject = Subject(),  # noqa: B008 (frozen)
+    common: Common = Common(),  # noqa: B008 (frozen)
+) -> None:
+    """Eigenvalues of the loss's curvature at a point, each with its residual, and the density of all of them.
+
+    Examples:
+      landscape spectrum runs/a --top 10 --density
+      landscape spectrum runs/a@init --operator gauss-newton
+
+    Parameters
+    ----------
+    run
+        A RUN, or a point in it: RUN@step=500, RUN@init.
+    at
+        Which point, where RUN names none: last, init, or step=500.
+    top
+        Number of eigenvalues.
+    density
+        Also the spectral density, by stochastic Lanczos quadrature.
+    operator
+        The Hessian, or the generalised Gauss-Newton matrix.
+    which
+        The end of the spectrum.
+    probes
+        Random vectors of the density; its error band comes from their spread.
+    lanczos_steps
+        Products a probe.
+    tolerance
+        On each residual, relative to the largest eigenvalue.
+    max_products
+        Give up after this many; what did not converge is marked.
+    """
+    where = place(run, at)
+    chosen = {"top": top, "operator": operator, "which": which, "tolerance": tolerance, "max_products": max_products}
+    if density:
+        chosen |= {"density": True, "probes": probes, "steps": lanczos_steps}
+
+    def compute() -> Result:
+        from landscape.analysis.spectra import spectrum as measure
+
+        site, task = _site(where, options, common)
+        return _about(measure(site.train, site.point, seed=common.seed, **chosen), site, task)  # type: ignore[arg-type]
+
+    answer(where.run, "spectrum", {"place": str(where), **chosen, **_asked(options, common)}, compute, common.json)
+
+
+def barrier(
+    first: str,
+    second: str,
+    /,
+    *,
+    points: int = 25,
+    refine: int = 8,
+    bn: Literal["average", "recompute", "endpoint", "batch"] = "average",
+    options: Subject = Subject(),  # noqa: B008 (frozen)
+    common: Common = Common(),  # noqa: B008 (frozen)
+) -> None:
+    """Loss and error on the straight line between two points: are they linearly mode connected?
+
+    Every definition of the barrier in use is computed from one curve, each under its name. The answer is kept in the first run.
+
+    Examples:
+      landscape barrier runs/a runs/b
+      landscape barrier runs/a@step=100 runs/a
+
+    Parameters
+    ----------
+    first
+        A RUN or a point in it.
+    second
+        Another, of the same task.
+    points
+        On the line, ends included; odd, so that the midpoint is one of them.
+    refine
+        Further points around the highest one.
+    bn
+        Statistics of BatchNorm on the path: average those of the ends, recompute them on the training rows at each point, keep the first end's, or use each batch's.
+    """
+    start, end = place(first), place(second)
+    chosen = {"points": points, "refine": refine, "bn": bn}
+
+    def compute() -> Result:
+        from landscape.analysis.barriers import barrier as measure
+
+        one, task = _site(start, options, common)
+        other, other_task = (_at(end, task, options, common), task) if end.run == start.run else _site(end, options, common)
+        if (task.name, task.data.fingerprint, one.train.dim) != (other_task.name, other_task.data.fingerprint, other.train.dim):
+            raise UsageError(f"{first} and {second} are of different tasks or data ({task.name}, {other_task.name}): there is no common landscape.")
+        found = measure(
+            one.train, one.test, one.point, other.point, start_buffers=one.train.buffers, end_buffers=other.train.buffers, seed=common.seed, **chosen  # type: ignore[arg-type]
+        )
+        return _about(found, one, task)
+
+    answer(start.run, "barrier", {"first": str(start), "second": str(end), **chosen, **_asked(options, common)}, compute, common.json)
+
+
+def surface(
+    run: str,
+    /,
+    *,
+    at: str = "last",
+    plane: Literal["trajectory", "random"] = "trajectory",
+    side: int = 41,
+    span: float | None = None,
+    options: Subject = Subject(),  # noqa: B008 (frozen)
+    common: Common = Common(),  # noqa: B008 (frozen)
+) -> None:
+    """The loss on a plane through a point: along the trajectory's principal directions with the path drawn on it, or along random directions.
+
+    Examples:
+      landscape surface runs/a
+      landscape surface runs/a --plane random --side 61
+
+    Parameters
+    ----------
+    run
+        A RUN, or a point in it.
+    at
+        Which point, where RUN names none: last, init, or step=500.
+    plane
+        Principal directions of the trajectory, or two random filter-normalised ones.
+    side
+        Grid points a side.
+    span
+        Half-width of the plane, in the units of its axes; default fits the path, or 1 for random directions.
+    """
+    where = place(run, at)
+    chosen = {"plane": plane, "side": side, "span": span}
+
+    def compute() -> Result:
+        from landscape.analysis.surfaces import surface as measure
+
+        site, task = _site(where, options, common)
+        return _about(measure(site.train, site.point, trajectory=where.run.trajectory(), seed=common.seed, **chosen), site, task)  # type: ignore[arg-type]
+
+    answer(where.run, "surface", {"place": str(where), **chosen, **_asked(options, common)}, compute, common.json)
+
+
+def _is_run(subject: str) -> bool:
+    folder = subject.partition("@")[0]
+    return Path(subject).is_dir() or Path(folder).is_dir()
+
+
+def _asked(options: Subject, common: Common) -> dict[str, Any]:
+    """What else an answer depends on."""
+    return {"rows": options.rows, "seed": common.seed, "dtype": common.dtype, "device": common.torch()[0].type}
+
+
+def _site(where: Place, options: Subject, common: Common) -> tuple[Site, Task]:
+    from landscape.recordings import task_of
+
+    task = task_of(where.run, code=options.task, data=options.data)
+    return _at(where, task, options, common), task
+
+
+def _at(where: Place, task: Task, options: Subject, common: Common) -> Site:
+    from landscape.recordings import site
+
+    device, dtype = common.torch()
+    return site(where, task, device=device, dtype=dtype, limit=options.rows)
+
+
+def _about(result: Result, site: Site, task: Task) -> Result:
+    from landscape.recordings import describe
+
+    return dataclasses.replace(result, provenance={**result.provenance, **describe(site, task)})
+
+
+def _recorded_loss(where: Place) -> float | None:
+    metrics = where.run.metrics()
+    if not metrics:
+        return None
+    for step, loss in zip(metrics["step"], metrics["train_loss"], strict=True):
+        if int(step) == where.step:
+            return float(loss)
+    return None
+
+
+def _check_task(spec: str, options: Subject, common: Common) -> Result:
+    from landscape import tasks
+    from landscape.analysis.checks import check as examine
+    from landscape.objectives import Objective
+
+    device, dtype = common.torch()
+    task = tasks.find(spec, data=options.data, limit=options.rows)
+    module = task.make(common.seed)
+    f, point = Objective.of(module, task.loss, task.data.train, device=device, dtype=dtype)
+    return examine(f, point, module, subject=task.name, seed=common.seed)
+
+
+def _tell_table(result: Result, path: Path | None, as_json: bool) -> None:
+    from landscape.analysis.checks import Checkup
+
+    assert isinstance(result, Checkup)
+    if as_json:
+        tell(result, path, True)
+    else:
+        for name, status, words in result.table():
+            print(f"{status:<5} {name:<20} {words}")
+        print(result.summary())
+        if path is not None:
+            print(f"  {path}")
+    if not result.healthy:
+        raise LandscapeError("a check failed: numbers measured here are not to be trusted until it is mended.")
+

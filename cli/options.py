@@ -1,0 +1,93 @@
+"""The options that all commands share, and how answers are kept and printed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from landscape.runs import Run
+
+if TYPE_CHECKING:
+    import torch
+
+    from landscape.results import Result
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """Options of every command that computes."""
+
+    json: Annotated[bool, Parameter(negative="")] = False
+    """Print the answer as one line of JSON."""
+    seed: int = 0
+    """The root of every random stream."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute: auto is CUDA, else MPS, else the CPU."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of points and products."""
+    config: Path | None = None
+    """YAML file of options; flags win over it."""
+
+    def torch(self) -> tuple[torch.device, torch.dtype]:
+        """Device and dtype as torch's."""
+        from landscape.recordings import device_of, dtype_of
+
+        return device_of(self.device), dtype_of(self.dtype)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """How the data of a run are found again."""
+
+    data: Path | None = None
+    """Folder of the data set, where it is not the one recorded."""
+    task: str | None = None
+    """For runs made with your own code: its package.module:function or file.py:function again. Code is run only when you name it."""
+    rows: int | None = None
+    """Measure on this many training rows only, drawn once; default all."""
+
+
+def tell(result: Result, path: Path | None, as_json: bool) -> None:
+    """Print an answer: its warnings on stderr; its line, or its JSON, on stdout."""
+    for warning in result.warnings:
+        note(f"warning: {warning}")
+    if as_json:
+        print(json.dumps(json.loads(result.to_json()), allow_nan=False))
+        return
+    print(result.summary())
+    if path is not None:
+        print(f"  {path}")
+
+
+def answer(
+    run: Run,
+    kind: str,
+    question: Mapping[str, Any],
+    compute: Callable[[], Result],
+    as_json: bool,
+    show: Callable[[Result, Path, bool], None] = tell,
+) -> None:
+    """Find the stored answer to this question, or compute and keep it; print it."""
+    from landscape.analysis.answers import load
+
+    path = run.find(kind, question)
+    if path is None:
+        result = dataclasses.replace(compute(), question=json.loads(json.dumps(dict(question))))
+        path = run.keep(kind, result.to_json())
+    else:
+        result = load(path)
+        note(f"(answered before, in {path})")
+    show(result, path, as_json)
+
+
+def note(text: str) -> None:
+    """A line for the reader, not for machines."""
+    print(text, file=sys.stderr, flush=True)

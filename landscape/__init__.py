@@ -1,0 +1,58 @@
+"""Measure the geometry of neural-network loss landscapes.
+
+The names below are the public ones; each is imported when it is first used, so that `import landscape` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from landscape.analysis.barriers import barrier as barrier
+    from landscape.analysis.checks import check as check
+    from landscape.analysis.spectra import spectrum as spectrum
+    from landscape.analysis.surfaces import surface as surface
+    from landscape.descent import Recipe as Recipe
+    from landscape.descent import Start as Start
+    from landscape.descent import State as State
+    from landscape.descent import descend as descend
+    from landscape.objectives import Loss as Loss
+    from landscape.objectives import Objective as Objective
+    from landscape.objectives import Rows as Rows
+    from landscape.operators import SymmetricOperator as SymmetricOperator
+    from landscape.operators import eigenpairs as eigenpairs
+    from landscape.operators import lanczos as lanczos
+    from landscape.recordings import import_checkpoints as import_checkpoints
+    from landscape.recordings import record as record
+    from landscape.recordings import site as site
+    from landscape.results import Result as Result
+    from landscape.runs import Run as Run
+    from landscape.subspaces import Subspace as Subspace
+    from landscape.tasks import Task as Task
+    from landscape.trajectories import Trajectory as Trajectory
+
+_HOMES = {
+    "landscape.analysis.barriers": ("barrier",),
+    "landscape.analysis.checks": ("check",),
+    "landscape.analysis.spectra": ("spectrum",),
+    "landscape.analysis.surfaces": ("surface",),
+    "landscape.descent": ("Recipe", "Start", "State", "descend"),
+    "landscape.objectives": ("Loss", "Objective", "Rows"),
+    "landscape.operators": ("SymmetricOperator", "eigenpairs", "lanczos"),
+    "landscape.recordings": ("import_checkpoints", "record", "site"),
+    "landscape.results": ("Result",),
+    "landscape.runs": ("Run",),
+    "landscape.subspaces": ("Subspace",),
+    "landscape.tasks": ("Task",),
+    "landscape.trajectories": ("Trajectory",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605 (a list of names)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'landscape' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

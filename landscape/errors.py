@@ -1,0 +1,32 @@
+"""What can go wrong, with the exit code that the command line gives it. An error says what was got, what is allowed, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LandscapeError(Exception):
+    """The analysis failed (exit 1)."""
+
+    exit_code = 1
+
+
+class UsageError(LandscapeError):
+    """The question was put wrongly: an unknown name, a value out of range, a run that is not there (exit 2)."""
+
+    exit_code = 2
+
+
+class UnsafeInputError(LandscapeError):
+    """Unsafe or corrupt input was refused, and nothing of it was executed or used (exit 3)."""
+
+    exit_code = 3
+
+
+def unknown(kind: str, got: str, allowed: Iterable[str]) -> UsageError:
+    """The error for a name that is not on a list: the name, the nearest that is, and the list."""
+    names = sorted(allowed)
+    near = difflib.get_close_matches(got, names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return UsageError(f"unknown {kind} {got!r}.{hint} Allowed: {', '.join(names)}.")

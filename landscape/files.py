@@ -1,0 +1,104 @@
+"""Files that survive a kill -9: one way to write a whole file, one to append a line, one to keep a second writer out.
+
+Commit = write a temporary file beside the target, fsync, rename, fsync the folder. A reader sees the old file or the new one, never a part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from landscape.errors import LandscapeError, UnsafeInputError
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in this folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Replace the file at `path` by `data`, wholly or not at all. OSError (disk full, read-only) leaves the old file as it was."""
+    raw = data.encode() if isinstance(data, str) else data
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def append_line(path: Path, record: dict[str, object]) -> None:
+    """Append one JSON line and fsync. A kill in the middle leaves a torn last line, which `read_lines` ignores."""
+    with open(path, "ab") as file:
+        file.write((json.dumps(record, allow_nan=False) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> list[dict[str, object]]:
+    """The committed JSON lines of a file, in order; a torn last line is left out.
+
+    Raises UnsafeInputError where a line that is not the last cannot be read: that is damage, not a kill.
+    """
+    if not path.exists():
+        return []
+    *lines, tail = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError("not an object")
+        except ValueError as error:
+            raise UnsafeInputError(f"{path}, line {number}, is damaged ({error}). Restore the file from a copy.") from None
+        records.append(record)
+    del tail  # no newline after it: it was never committed
+    return records
+
+
+def drop_torn_tail(path: Path) -> None:
+    """Cut an uncommitted last line away, so that the next append starts on a line of its own."""
+    if not path.exists():
+        return
+    raw = path.read_bytes()
+    whole = raw[: raw.rfind(b"\n") + 1]
+    if whole != raw:
+        write_atomic(path, whole)
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold `folder/.lock` while writing there. The system lets the lock go when the holder dies, so it is never stale.
+
+    Raises LandscapeError, naming the holder, where another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise LandscapeError(
+                f"{folder} is being written by {holder}. Wait for it to end, or choose another --out."
+            ) from None
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield

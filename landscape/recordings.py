@@ -1,0 +1,369 @@
+"""Between a run's folder and the mathematics: descend into a run, import checkpoints into one, take up its objective at a recorded point.
+
+Letters: D parameters, B buffer entries, T recorded rows.
+
+Commit order while recording: rows, then metrics, then resume.safetensors. So whatever resume.safetensors says was done is on disk, and rows and metrics that
+outlived it are recognised by their step when the descent replays them, bitwise equal.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from landscape import checkpoints, files, tasks
+from landscape.descent import Recipe, Start, State, descend, recorded
+from landscape.errors import LandscapeError, UnsafeInputError, UsageError, unknown
+from landscape.objectives import Buffers, Objective
+from landscape.runs import Place, Run, now
+from landscape.seeds import child_seed
+from landscape.tasks import Task
+from landscape.trajectories import Layout, Row, TrajectoryWriter
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+# at most this much work is lost to a kill
+COMMIT_SECONDS = 30.0
+
+
+def device_of(name: str) -> torch.device:
+    """`auto` is CUDA, else MPS, else the CPU. Raises UsageError for a device that is not there."""
+    if name not in DEVICES:
+        raise unknown("device", name, DEVICES)
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(device for device in ("cuda", "mps", "cpu") if there[device])
+    if not there[name]:
+        raise UsageError(f"device {name} was asked for, but torch {torch.__version__} sees none here. Use --device cpu.")
+    return torch.device(name)
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """float32 or float64."""
+    if name not in DTYPES:
+        raise unknown("dtype", name, DTYPES)
+    return DTYPES[name]
+
+
+# -- descend into a run -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Progress:
+    """After an evaluation of a recorded descent."""
+
+    step: int
+    steps: int
+    metrics: Mapping[str, float | None]
+
+
+def record(
+    run: Run,
+    task: Task,
+    recipe: Recipe,
+    *,
+    seed: int,
+    every: int | Literal["log"],
+    evaluations: int = 20,
+    device: torch.device,
+    dtype: torch.dtype,
+    commit_seconds: float = COMMIT_SECONDS,
+) -> Iterator[Progress]:
+    """Descend on the task's training rows, or go on where a stopped run was, and commit into the run's folder; yields after each evaluation.
+
+    every: record each k-th state, or log-spaced ones; the first and the last always. evaluations: how often loss and accuracy are measured on
+    all rows, besides at the first and last state (20 draws a curve).
+    Raises LandscapeError when the loss stops being finite; everything up to there is kept.
+    """
+    f, start = Objective.of(task.make(seed), task.loss, task.data.train, device=device, dtype=dtype)
+    test = f.on(task.data.test)
+    with files.exclusive(run.folder):
+        files.drop_torn_tail(run.metrics_path)
+        measured = max((int(str(line["step"])) for line in files.read_lines(run.metrics_path)), default=-1)
+        writer = TrajectoryWriter(run.trajectory_path, f.model.layout)
+        _keep_frozen(run, f)
+        begin = _resumed(run, f) or Start(start)
+        interval = max(1, math.ceil(recipe.steps / max(evaluations, 1)))
+        state, committed = None, time.monotonic()
+
+        def commit() -> None:
+            writer.commit()
+            if state is not None:
+                files.write_atomic(run.resume_path, _resume_bytes(state))
+
+        try:
+            for state in descend(f, begin, recipe, seed):
+                full = recorded(state.step, recipe.steps, every) and writer.append(_row(state, f.model.layout))
+                if state.step % interval == 0 or state.step == recipe.steps:
+                    if not math.isfinite(float(state.loss)):
+                        raise LandscapeError(
+                            f"the loss is {float(state.loss)} at step {state.step}: descent diverged. Use a smaller --lr, --warmup or --clip; what was recorded is kept."
+                        )
+                    metrics = _metrics(state, f, test)
+                    if state.step > measured:
+                        files.append_line(run.metrics_path, metrics)
+                    yield Progress(state.step, recipe.steps, metrics)  # type: ignore[arg-type]
+                if full or time.monotonic() - committed >= commit_seconds:
+                    commit()
+                    committed = time.monotonic()
+            commit()
+            final = files.read_lines(run.metrics_path)[-1]
+            run.update(state="finished", ended=now(), final=final)
+        except BaseException as error:
+            # an interrupt, a kill by signal, a full disk: keep what can be kept, and say in run.json how it ended
+            if not isinstance(error, OSError):
+                commit()
+                run.update(state="failed" if isinstance(error, LandscapeError) else "interrupted", ended=now())
+            raise
+
+
+@contextmanager
+def stop_signals() -> Iterator[None]:
+    """SIGTERM and SIGUSR1 (what schedulers send before they kill) end a recorded descent as Ctrl-C does: with everything committed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _metrics(state: State, f: Objective, test: Objective) -> dict[str, object]:
+    buffers = state.buffers
+    train_value, test_value = (g.with_buffers(buffers).value(state.point) for g in (f, test))
+    numbers = {
+        "lr": state.rate,
+        "batch_loss": float(state.loss),
+        "train_loss": float(train_value.loss),
+        "train_accuracy": float(train_value.accuracy),
+        "test_loss": float(test_value.loss),
+        "test_accuracy": float(test_value.accuracy),
+    }
+    return {"step": state.step, **{name: value if math.isfinite(value) else None for name, value in numbers.items()}}
+
+
+def _row(state: State, layout: Layout) -> Row:
+    return Row(state.step, state.point.cpu().numpy(), flat_buffers(layout, state.buffers), float(state.loss), state.rate)
+
+
+def flat_buffers(layout: Layout, buffers: Buffers) -> np.ndarray:
+    """Buffers as one row (B,) float64, which holds float32 and counters below 2^53 exactly."""
+    parts = [buffers[entry.name].detach().cpu().double().flatten().numpy() for entry in layout.of("buffer")]
+    return np.concatenate(parts) if parts else np.empty(0)
+
+
+def named_buffers(layout: Layout, row: np.ndarray, like: Buffers) -> dict[str, Tensor]:
+    """The inverse of `flat_buffers`, with dtypes and device of `like`."""
+    flat = torch.from_numpy(np.array(row))
+    return {
+        entry.name: flat[entry.offset : entry.offset + entry.size].reshape(entry.shape).to(like[entry.name].device, like[entry.name].dtype)
+        for entry in layout.of("buffer")
+    }
+
+
+def _resume_bytes(state: State) -> bytes:
+    tensors = {"point": state.point, **{f"moment.{i}": moment for i, moment in enumerate(state.moments)}}
+    tensors |= {f"buffer.{name}": value for name, value in state.buffers.items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    return safetensors.torch.save(tensors, {"step": str(state.step), "crc32": str(_checksum(tensors))})
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> int:
+    crc = 0
+    for name in sorted(tensors):
+        crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes(), zlib.crc32(name.encode(), crc))
+    return crc
+
+
+def _resumed(run: Run, f: Objective) -> Start | None:
+    if not run.resume_path.exists():
+        return None
+    advice = f"Restore {run.resume_path} from a copy, or delete it to descend again from step 0: committed rows stay as they are."
+    try:
+        with safetensors.safe_open(run.resume_path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        step, crc = int(metadata["step"]), int(metadata["crc32"])
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise UnsafeInputError(f"the resume file is damaged ({error}). {advice}") from None
+    if _checksum(tensors) != crc:
+        raise UnsafeInputError(f"the resume file is damaged: its checksum does not match. {advice}")
+    moved = {name: value.to(f.device) for name, value in tensors.items()}
+    moments = tuple(moved[f"moment.{i}"] for i in range(sum(name.startswith("moment.") for name in moved)))
+    return Start(moved["point"], step, moments, {name: moved[f"buffer.{name}"] for name in f.buffers})
+
+
+def _keep_frozen(run: Run, f: Objective) -> None:
+    frozen = getattr(f.model, "frozen", {})
+    named = {entry.name: frozen[entry.name].cpu().contiguous() for entry in f.model.layout.of("frozen")}
+    if named and not run.frozen_path.exists():
+        files.write_atomic(run.frozen_path, safetensors.torch.save(named))
+
+
+# -- import into a run --------------------------------------------------------------------------------------------------
+
+
+def import_checkpoints(run: Run, task: Task, paths: Sequence[Path], *, allow_nonfinite: bool = False) -> list[str]:
+    """Write checkpoints made elsewhere into a run, in the order of their steps; returns notes on what was recognised and skipped.
+
+    Steps come from the files or their names; where none carries a number, the rows are numbered 0, 1, ... in the order given.
+    Every file is read and matched against the task's model before the first row is written.
+    Raises UnsafeInputError and UsageError as `landscape.checkpoints` does.
+    """
+    ordered = checkpoints.order(paths)
+    module = task.make(0)
+    f, _ = Objective.of(module, task.loss, task.data.train)
+    layout = f.model.layout
+    expected = {entry.name: (entry.shape, getattr(torch, entry.dtype)) for entry in layout.entries}
+    notes: list[str] = []
+    rows: list[Row] = []
+    steps: list[int | None] = []
+    with files.exclusive(run.folder):
+        for path in ordered:
+            checkpoint = checkpoints.read(path)
+            tensors = checkpoints.match(checkpoint, expected, aliases=layout.aliases, allow_nonfinite=allow_nonfinite)
+            notes += [f"{path.name}: {note}" for note in checkpoint.notes]
+            point = torch.cat([tensors[entry.name].to(torch.float32).flatten() for entry in layout.of("parameter")])
+            steps.append(checkpoint.step)
+            rows.append(Row(0, point.numpy(), flat_buffers(layout, tensors), math.nan, math.nan))
+        frozen = {entry.name: tensors[entry.name].contiguous() for entry in layout.of("frozen")}
+        if None in steps:
+            if len(steps) > 1:
+                notes.append("some file names carry no step: rows are numbered 0, 1, ... in the order given.")
+            numbers = list(range(len(rows)))
+        else:
+            numbers = [int(step) for step in steps if step is not None]
+        ranked = sorted(zip(numbers, rows, strict=True), key=lambda pair: pair[0])
+        if len(set(numbers)) != len(numbers):
+            raise UsageError(f"two checkpoints claim one step (steps read: {numbers}). Rename the files so that each has its own.")
+        writer = TrajectoryWriter(run.trajectory_path, layout)
+        if frozen:
+            files.write_atomic(run.frozen_path, safetensors.torch.save(frozen))
+        for step, row in ranked:
+            # loss and rate are not known: only weights were given
+            if writer.append(Row(step, row.point, row.buffers, math.nan, math.nan)):
+                writer.commit()
+        writer.commit()
+        run.update(state="finished", ended=now(), notes=notes)
+    return notes
+
+
+# -- take up a run's objective ------------------------------------------------------------------------------------------
+
+
+def task_of(run: Run, *, code: str | None = None, data: Path | None = None) -> Task:
+    """The task of a run, from its record.
+
+    Code is run only when the user names it: a run made with `file.py:function` is taken up with the same spec given again as `code`.
+    Raises UnsafeInputError where that is missing, UsageError where the data differ from those of the run.
+    """
+    options = run.options
+    spec = str(options["task"])
+    if tasks.is_code(spec) and code is None:
+        raise UnsafeInputError(
+            f"{run.folder} was made with your own code {spec!r}. A run's file never makes this tool execute code: name it again with --task {spec}."
+        )
+    if code is not None and code != spec:
+        raise UsageError(f"{run.folder} was made with the task {spec!r}, not {code!r}.")
+    folder = data or (Path(options["data"]) if options.get("data") else None)
+    task = tasks.find(
+        spec,
+        width=options.get("width", 1),
+        activation=options.get("activation"),
+        norm=options.get("norm"),
+        data=folder,
+        limit=options.get("limit"),
+    )
+    known = run.record().get("fingerprint")
+    if known and known != task.data.fingerprint:
+        raise UsageError(
+            f"the data of {spec} differ from those of {run.folder} (fingerprint {task.data.fingerprint}, then {known}). Give the folder used then with --data."
+        )
+    return task
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A point of a run, ready to be measured."""
+
+    place: Place
+    train: Objective  # with the buffers recorded there
+    test: Objective
+    point: Tensor  # (D,)
+
+
+def site(where: Place, task: Task, *, device: torch.device, dtype: torch.dtype, limit: int | None = None) -> Site:
+    """The objectives and the point of a place. limit: measure on this many training rows only, drawn evenly from the stream (0, "rows").
+
+    Raises UsageError where the task's model is not the one recorded.
+    """
+    run = where.run
+    module = task.make(int(run.options.get("seed", 0)))
+    trajectory = run.trajectory()
+    _restore_frozen(run, module)
+    f, _ = Objective.of(module, task.loss, task.data.train, device=device, dtype=dtype)
+    if [(e.name, e.shape, e.kind) for e in f.model.layout.entries] != [(e.name, e.shape, e.kind) for e in trajectory.layout.entries]:
+        raise UsageError(f"the model of {task.name} has other tensors than the trajectory of {run.folder}. Was the code changed since?")
+    row = trajectory.row(trajectory.index(where.step))
+    f = f.with_buffers(named_buffers(trajectory.layout, row.buffers, f.buffers))
+    test = f.on(task.data.test)
+    if limit is not None:
+        if limit < 1:
+            raise UsageError(f"at least 1 row is needed; got {limit}.")
+        if limit < len(f.rows):
+            drawn = torch.randperm(len(f.rows), generator=torch.Generator().manual_seed(child_seed(0, "rows")))[:limit]
+            f = f.on(drawn.sort().values.to(f.device))
+    return Site(where, f, test, torch.from_numpy(np.array(row.point)).to(device, dtype))
+
+
+def _restore_frozen(run: Run, module: nn.Module) -> None:
+    if not run.frozen_path.exists():
+        return
+    tensors = safetensors.torch.load(run.frozen_path.read_bytes())
+    named = dict(module.named_parameters())
+    with torch.no_grad():
+        for name, value in tensors.items():
+            if name in named:
+                named[name].copy_(value)
+
+
+def describe(where: Site, task: Task) -> dict[str, Any]:
+    """What an answer about this site depends on, for its provenance."""
+    record = where.place.run.record()
+    return {
+        "run": str(where.place.run.folder),
+        "step": where.place.step,
+        "task": task.name,
+        "data": task.data.description,
+        "fingerprint": task.data.fingerprint,
+        "versions": record["versions"],
+        "made": now(),
+    }
+
+
+def dump(value: Any) -> str:
+    """JSON for machines, on one line."""
+    return json.dumps(value, allow_nan=False)

@@ -1,0 +1,245 @@
+"""One run, one folder. Every path is a method here; what is in the files is the business of others.
+
+    runs/a/
+      run.json            the question as resolved, versions, git commit, device, threads, start, end, state
+      metrics.jsonl       step, learning rate, loss and accuracy on train and test rows
+      trajectory/         see landscape.trajectories
+      resume.safetensors  what a stopped descent needs to go on
+      results/*.json      one an answer
+      report.html         made by `landscape report`
+
+A place in a run is written `runs/a`, `runs/a@step=500`, `runs/a@init`, `runs/a@last`. This file needs no torch.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from landscape import files
+from landscape.errors import LandscapeError, UnsafeInputError, UsageError
+from landscape.trajectories import Trajectory
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder. Constructing one touches nothing."""
+
+    folder: Path
+
+    @property
+    def record_path(self) -> Path:
+        """run.json."""
+        return self.folder / "run.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        """metrics.jsonl."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def trajectory_path(self) -> Path:
+        """The trajectory store."""
+        return self.folder / "trajectory"
+
+    @property
+    def frozen_path(self) -> Path:
+        """Tensors of the model that do not move, where there are any."""
+        return self.folder / "trajectory" / "frozen.safetensors"
+
+    @property
+    def resume_path(self) -> Path:
+        """resume.safetensors."""
+        return self.folder / "resume.safetensors"
+
+    @property
+    def results_path(self) -> Path:
+        """The folder of answers."""
+        return self.folder / "results"
+
+    @property
+    def report_path(self) -> Path:
+        """report.html."""
+        return self.folder / "report.html"
+
+    @staticmethod
+    def open(folder: Path) -> Run:
+        """A run that exists. Raises UsageError where there is none."""
+        run = Run(folder)
+        if not run.record_path.is_file():
+            what = "holds no run (no run.json)" if folder.exists() else "does not exist"
+            raise UsageError(f"{folder} {what}. Make one with `landscape train TASK --out {folder}` or `landscape import`.")
+        run.record()
+        return run
+
+    def record(self) -> dict[str, Any]:
+        """The contents of run.json. Raises UnsafeInputError where it is damaged."""
+        try:
+            record = json.loads(self.record_path.read_text())
+            if record["schema"] != SCHEMA:
+                raise UnsafeInputError(f"{self.record_path} has schema {record['schema']}; this version reads {SCHEMA}. Make the run again.")
+            if not isinstance(record["options"], dict):
+                raise TypeError("options")
+        except (ValueError, KeyError, TypeError) as error:
+            raise UnsafeInputError(f"{self.record_path} is damaged ({error!r}). Restore it from a copy.") from None
+        return dict(record)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The question that the run answers, resolved."""
+        return dict(self.record()["options"])
+
+    def begin(self, kind: str, options: Mapping[str, Any], about: Mapping[str, Any]) -> bool:
+        """Start the run, or go on with it; returns whether it is already finished.
+
+        Raises UsageError where the folder holds another run (the differing options named) or anything else: nothing is overwritten.
+        """
+        asked = json.loads(json.dumps(dict(options)))
+        if self.record_path.exists():
+            known = self.record()
+            if known["kind"] != kind or known["options"] != asked:
+                raise UsageError(
+                    f"{self.folder} holds another run ({_differences(known['kind'], known['options'], kind, asked)}). "
+                    "Choose another --out, or give the same options to go on with it."
+                )
+            if known["state"] == "finished":
+                return True
+            self.update(state="running")
+            return False
+        if self.folder.exists() and any(path.name != ".lock" for path in self.folder.iterdir()):
+            raise UsageError(f"{self.folder} is not empty and holds no run. Choose a new folder for --out.")
+        record = {"schema": SCHEMA, "kind": kind, "state": "running", "options": asked, "started": now(), **about, **environment()}
+        self._write(record)
+        return False
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of run.json, atomically."""
+        self._write({**self.record(), **changes})
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        files.write_atomic(self.record_path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+    def metrics(self) -> dict[str, np.ndarray]:
+        """The columns of metrics.jsonl, (evaluations,) each, by step; a value that was not finite is NaN."""
+        lines = {int(str(line["step"])): line for line in files.read_lines(self.metrics_path)}
+        rows = [lines[step] for step in sorted(lines)]
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        return {name: np.array([np.nan if row.get(name) is None else row[name] for row in rows], dtype=float) for name in names}
+
+    def trajectory(self) -> Trajectory:
+        """What was committed so far."""
+        return Trajectory.open(self.trajectory_path)
+
+    def answers(self) -> list[Path]:
+        """The files of results/, oldest first."""
+        return sorted(self.results_path.glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+
+    def find(self, kind: str, question: Mapping[str, Any]) -> Path | None:
+        """The answer of this kind to exactly this question, if there is one."""
+        asked = json.loads(json.dumps(dict(question)))
+        for path in self.answers():
+            try:
+                stored = json.loads(path.read_text())
+                if stored["kind"] == kind and stored["question"] == asked:
+                    return path
+            except (ValueError, KeyError, TypeError):
+                continue
+        return None
+
+    def keep(self, kind: str, text: str) -> Path:
+        """Write an answer as results/KIND.json, or KIND-2.json, ... where that is taken: no answer replaces another."""
+        number = 1
+        while (path := self.results_path / (f"{kind}.json" if number == 1 else f"{kind}-{number}.json")).exists():
+            number += 1
+        files.write_atomic(path, text)
+        return path
+
+
+@dataclass(frozen=True)
+class Place:
+    """A point of a run."""
+
+    run: Run
+    step: int
+
+    def __str__(self) -> str:
+        return f"{self.run.folder}@step={self.step}"
+
+
+def place(text: str, default: str = "last") -> Place:
+    """Read `RUN`, `RUN@last`, `RUN@init` or `RUN@step=500`. Raises UsageError where the run or the step is not there."""
+    folder, _, selector = text.partition("@") if not Path(text).exists() else (text, "", "")
+    selector = selector or default
+    run = Run.open(Path(folder))
+    steps = run.trajectory().steps
+    if not len(steps):
+        raise UsageError(f"{folder} has no recorded point yet.")
+    if selector == "last":
+        return Place(run, int(steps[-1]))
+    if selector == "init":
+        return Place(run, int(steps[0]))
+    name, _, number = selector.partition("=")
+    if name != "step" or not number.lstrip("-").isdigit():
+        raise UsageError(f"cannot read the place {selector!r} of {text!r}. Allowed: RUN, RUN@init, RUN@last, RUN@step=500.")
+    run.trajectory().index(int(number))
+    return Place(run, int(number))
+
+
+def now() -> str:
+    """The time, UTC, ISO 8601 to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers may depend on outside the options: versions, git commit of the working folder, machine."""
+    versions = {"python": platform.python_version()}
+    for name in ("landscape-geometry", "torch", "numpy", "scipy", "safetensors"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {"versions": versions, "git": _git(), "machine": f"{platform.system()} {platform.machine()}"}
+
+
+def _git() -> str | None:
+    try:
+        asked = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return asked.stdout.strip() or None
+
+
+def _differences(kind: str, known: Mapping[str, Any], asked_kind: str, asked: Mapping[str, Any]) -> str:
+    if kind != asked_kind:
+        return f"made by {kind}, not {asked_kind}"
+    names = [name for name in sorted({*known, *asked}) if known.get(name) != asked.get(name)]
+    return "; ".join(f"{name}: {known.get(name)!r} there, {asked.get(name)!r} asked" for name in names[:6])
+
+
+def describe_failure(error: OSError) -> LandscapeError:
+    """A failed write or read as an error that says what to do; what was committed before it is safe."""
+    import errno
+
+    where = error.filename or "a file"
+    advice = {
+        errno.ENOSPC: "the disk is full. Free space and run the same command again: committed rows and answers are kept",
+        errno.EDQUOT: "the quota is used up. Free space and run the same command again: committed rows and answers are kept",
+        errno.EROFS: "the file system is read-only. Choose another --out",
+        errno.EACCES: "no permission. Choose a folder that you may write, or change its permissions",
+        errno.ENOENT: "it does not exist. Check the path",
+        errno.ENOTDIR: "a part of the path is a file, not a folder. Check the path",
+        errno.EISDIR: "it is a folder, not a file. Check the path",
+        errno.EEXIST: "a file is in the way. Choose another --out",
+    }.get(error.errno or 0, error.strerror or repr(error))
+    return LandscapeError(f"{where}: {advice}.")

@@ -1,0 +1,393 @@
+"""What descent did, on disk: every recorded point of a run, exact, whatever happened to the process that wrote it.
+
+Letters: D parameters, B buffer entries, T recorded rows.
+
+A store is a folder of immutable safetensors segments of whole rows and an append-only manifest:
+
+    layout.json          name, shape, offset, dtype, kind of every tensor of the model
+    segment-000000.safetensors   points (r, D), buffers (r, B) float64, steps (r,), losses (r,), rates (r,)
+    manifest.jsonl       one line a segment: file, rows, first and last step, crc32 of the file
+
+Commit = write the segment beside, fsync, rename, fsync the folder, append one manifest line, fsync. Readers trust the manifest only: a torn last line and
+a segment without a line were never committed. The checksum of a segment is verified when it is first read. T x D is never held in memory.
+Reads are plain reads and not memory maps, so that the memory of a reader is what it asked for.
+
+This file needs no torch: `landscape show` opens a run in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import json
+import math
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from safetensors.numpy import save
+
+from landscape import files
+from landscape.errors import LandscapeError, UnsafeInputError, UsageError
+
+# a segment holds about this much: large enough for sequential speed, small enough to write in a fraction of a second
+SEGMENT_BYTES = 64 * 2**20
+# columns are streamed in blocks of about this much float64
+BLOCK_BYTES = 128 * 2**20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a model: where it lies in the flat vector (parameters) or in the flat buffer row (buffers); frozen ones lie in neither."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    dtype: str
+    kind: Literal["parameter", "buffer", "frozen"]
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All tensors of a model in the order of its flat vector; names that share one tensor (tied weights) stand once, the others in `aliases`."""
+
+    entries: tuple[Entry, ...]
+    aliases: dict[str, str] = dataclasses.field(default_factory=dict)  # alias -> name that carries the tensor
+
+    def of(self, kind: str) -> tuple[Entry, ...]:
+        """The entries of one kind, by offset."""
+        return tuple(entry for entry in self.entries if entry.kind == kind)
+
+    @property
+    def dim(self) -> int:
+        """D, the number of trained parameters."""
+        return sum(entry.size for entry in self.of("parameter"))
+
+    @property
+    def buffer_size(self) -> int:
+        """B."""
+        return sum(entry.size for entry in self.of("buffer"))
+
+    def matching(self, pattern: str) -> tuple[Entry, ...]:
+        """Parameters whose name matches a glob such as `layer3.*`. Raises UsageError, listing names, where none does."""
+        found = tuple(entry for entry in self.of("parameter") if fnmatch.fnmatchcase(entry.name, pattern))
+        if not found:
+            names = ", ".join(entry.name for entry in self.of("parameter")[:12])
+            raise UsageError(f"no parameter matches {pattern!r}. The first names are: {names}.")
+        return found
+
+    def to_json(self) -> str:
+        """The layout as JSON text."""
+        return json.dumps({"entries": [dataclasses.asdict(entry) for entry in self.entries], "aliases": self.aliases}, indent=1) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Layout:
+        """Read it back. Raises UnsafeInputError on anything else."""
+        try:
+            record = json.loads(text)
+            entries = tuple(
+                Entry(str(e["name"]), tuple(int(n) for n in e["shape"]), int(e["offset"]), str(e["dtype"]), e["kind"])
+                for e in record["entries"]
+            )
+            return Layout(entries, dict(record["aliases"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UnsafeInputError(f"the layout.json of the trajectory is damaged ({error!r}). Restore it from a copy.") from None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recorded state."""
+
+    step: int
+    point: np.ndarray  # (D,)
+    buffers: np.ndarray  # (B,) float64
+    loss: float  # of the mini-batch at this step, at this point
+    rate: float  # the learning rate of the step that follows
+
+
+class TrajectoryWriter:
+    """Appends rows to a store, durable once `commit` returns. Hold the run's lock (`files.exclusive`) while one is open.
+
+    Appending a step that is already committed does nothing, so a resumed run may replay the rows that outlived its resume file.
+    """
+
+    def __init__(self, folder: Path, layout: Layout) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._pending: list[Row] = []
+        path = folder / "layout.json"
+        if path.exists():
+            if Layout.from_json(path.read_text()) != layout:
+                raise UsageError(f"{folder} holds the trajectory of another model. Choose another --out.")
+        else:
+            files.write_atomic(path, layout.to_json())
+        files.drop_torn_tail(folder / "manifest.jsonl")
+        segments = _manifest(folder)
+        self._segments = len(segments)
+        self.last_step = segments[-1].last if segments else -1  # committed
+        for orphan in set(folder.glob("segment-*.safetensors")) - {folder / segment.file for segment in segments}:
+            orphan.unlink()  # renamed but never committed: its rows are written again
+
+    def append(self, row: Row) -> bool:
+        """Buffer one row. Returns whether a segment's worth is waiting, so that the caller should commit."""
+        if row.step <= self.last_step:
+            return False
+        if self._pending and row.step <= self._pending[-1].step:
+            raise UsageError(f"steps must increase: got {row.step} after {self._pending[-1].step}.")
+        self._pending.append(row)
+        return len(self._pending) * (row.point.nbytes + row.buffers.nbytes) >= SEGMENT_BYTES
+
+    def commit(self) -> None:
+        """Make every buffered row durable."""
+        if not self._pending:
+            return
+        rows = self._pending
+        data = save(
+            {
+                "points": np.stack([row.point for row in rows]),
+                "buffers": np.stack([row.buffers for row in rows]).astype(np.float64),
+                "steps": np.array([row.step for row in rows], dtype=np.int64),
+                "losses": np.array([row.loss for row in rows], dtype=np.float64),
+                "rates": np.array([row.rate for row in rows], dtype=np.float64),
+            }
+        )
+        name = f"segment-{self._segments:06d}.safetensors"
+        files.write_atomic(self.folder / name, data)
+        files.append_line(
+            self.folder / "manifest.jsonl",
+            {"file": name, "rows": len(rows), "first": rows[0].step, "last": rows[-1].step, "crc32": zlib.crc32(data)},
+        )
+        self._segments += 1
+        self.last_step = rows[-1].step
+        self._pending = []
+
+
+@dataclass(frozen=True)
+class _Segment:
+    file: str
+    rows: int
+    first: int
+    last: int
+    crc32: int
+
+
+def _manifest(folder: Path) -> list[_Segment]:
+    path = folder / "manifest.jsonl"
+    segments = []
+    for number, line in enumerate(files.read_lines(path), 1):
+        try:
+            segment = _Segment(str(line["file"]), *(int(line[key]) for key in ("rows", "first", "last", "crc32")))  # type: ignore[call-overload]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UnsafeInputError(f"{path}, line {number}, is not a segment ({error!r}). Restore the file from a copy.") from None
+        if Path(segment.file).name != segment.file:
+            raise UnsafeInputError(f"{path}, line {number}, names a file outside the trajectory: {segment.file!r}.")
+        if segments and segment.first <= segments[-1].last:
+            raise UnsafeInputError(f"{path}, line {number}: steps do not increase. Restore the file from a copy.")
+        segments.append(segment)
+    return segments
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """A committed store, read lazily. A snapshot: rows committed after `open` are not seen."""
+
+    folder: Path
+    layout: Layout
+    segments: tuple[_Segment, ...]
+
+    @staticmethod
+    def open(folder: Path) -> Trajectory:
+        """Read layout and manifest. Raises UsageError where there is no store, UnsafeInputError where it is damaged."""
+        if not (folder / "layout.json").exists():
+            raise UsageError(f"{folder} holds no trajectory (no layout.json). Give a run made by `landscape train` or `landscape import`.")
+        return Trajectory(folder, Layout.from_json((folder / "layout.json").read_text()), tuple(_manifest(folder)))
+
+    def __len__(self) -> int:
+        return sum(segment.rows for segment in self.segments)
+
+    @cached_property
+    def _small(self) -> dict[str, np.ndarray]:
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in ("steps", "losses", "rates")}
+        for index in range(len(self.segments)):
+            for name, found in parts.items():
+                found.append(self._read(index, name, 0, self.segments[index].rows))
+        return {name: np.concatenate(found) if found else np.empty(0) for name, found in parts.items()}
+
+    @property
+    def steps(self) -> np.ndarray:
+        """(T,) int64, increasing."""
+        return self._small["steps"].astype(np.int64)
+
+    @property
+    def losses(self) -> np.ndarray:
+        """(T,) mini-batch loss at each recorded point."""
+        return self._small["losses"]
+
+    @property
+    def rates(self) -> np.ndarray:
+        """(T,) learning rate of the step that followed."""
+        return self._small["rates"]
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.layout.dim
+
+    @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the stored points."""
+        return self._header(0)[0]["points"][0] if self.segments else np.dtype(np.float32)
+
+    def index(self, step: int) -> int:
+        """The row of a recorded step. Raises UsageError naming the nearest ones where it was not recorded."""
+        places = np.flatnonzero(self.steps == step)
+        if len(places):
+            return int(places[0])
+        if not len(self):
+            raise UsageError(f"{self.folder} has no committed row yet.")
+        near = sorted(self.steps.tolist(), key=lambda known: abs(known - step))[:3]
+        raise UsageError(f"step {step} was not recorded. Nearest: {', '.join(map(str, sorted(near)))} ({len(self)} rows from {self.steps[0]} to {self.steps[-1]}).")
+
+    def row(self, index: int) -> Row:
+        """One row; negative indices count from the end."""
+        total = len(self)
+        if not -total <= index < total:
+            raise UsageError(f"row {index} of a trajectory of {total} rows.")
+        index %= total
+        for number, segment in enumerate(self.segments):
+            if index < segment.rows:
+                point = self._read(number, "points", index, index + 1)[0]
+                buffers = self._read(number, "buffers", index, index + 1)[0]
+                break
+            index -= segment.rows
+        place = index + sum(segment.rows for segment in self.segments[:number])
+        return Row(int(self.steps[place]), point, buffers, float(self.losses[place]), float(self.rates[place]))
+
+    def points(self, start: int = 0, stop: int | None = None, columns: slice = slice(None)) -> np.ndarray:
+        """Points (stop - start, columns) in the stored dtype; only these bytes are read."""
+        stop = len(self) if stop is None else min(stop, len(self))
+        first, last, _ = columns.indices(self.dim)
+        out = np.empty((max(stop - start, 0), max(last - first, 0)), dtype=self.dtype)
+        offset = 0
+        for number, segment in enumerate(self.segments):
+            low, high = max(start - offset, 0), min(stop - offset, segment.rows)
+            if low < high:
+                out[offset + low - start : offset + high - start] = self._read(number, "points", low, high, first, last)
+            offset += segment.rows
+        return out
+
+    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """All rows, a block of columns at a time: (columns, points (T, columns) float64), about 128 MiB each."""
+        width = max(1, min(self.dim, BLOCK_BYTES // (8 * max(len(self), 1))))
+        for first in range(0, self.dim, width):
+            columns = slice(first, min(first + width, self.dim))
+            yield columns, self.points(columns=columns).astype(np.float64)
+
+    def gram(self, *, centred: bool = True) -> np.ndarray:
+        """Inner products (T, T) of all points in float64, of the deviations from the mean row where `centred`.
+
+        Streams over column blocks: memory is one block and T x T. Centring each block first keeps the differences of close points exact:
+        without it float64 loses |w|^2 / |w - w'|^2 of its digits.
+        """
+        total = np.zeros((len(self), len(self)))
+        for _, block in self.blocks():
+            if centred:
+                block -= block.mean(axis=0)
+            total += block @ block.T
+        return total
+
+    def principal(self, dim: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first `dim` principal directions (d, D), orthonormal rows in float64, and the variances (T,) along all, descending (they sum to the total).
+
+        From the centred Gram matrix G = U diag(s) U^T: direction k = sum_t U_tk (w_t - mean) / sqrt(s_k), its variance s_k / T. A second pass over the
+        store builds the directions. Sign: the last point lies on the positive side.
+
+        Raises UsageError where the points span fewer than `dim` directions.
+        """
+        gram = self.gram()
+        values, vectors = np.linalg.eigh(gram)
+        values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
+        # what float64 can tell from zero in a Gram matrix of this size
+        floor = len(self) * np.finfo(float).eps * max(values[0], 0.0) if len(values) else 0.0
+        rank = int(np.sum(values > floor))
+        if not 1 <= dim <= rank:
+            raise UsageError(f"asked for {dim} principal directions; the {len(self)} recorded points span {rank}. Record more steps.")
+        weights = vectors[:, :dim] / np.sqrt(values[:dim])
+        weights *= np.where(weights[-1] < 0, -1.0, 1.0)
+        directions = np.empty((dim, self.dim))
+        for columns, block in self.blocks():
+            directions[:, columns] = weights.T @ (block - block.mean(axis=0))
+        return directions, values / len(self)
+
+    # -- bytes ----------------------------------------------------------------
+
+    @cached_property
+    def _headers(self) -> dict[int, tuple[dict[str, tuple[np.dtype[Any], tuple[int, ...], int]], int]]:
+        return {}
+
+    def _header(self, number: int) -> tuple[dict[str, tuple[np.dtype[Any], tuple[int, ...], int]], int]:
+        """(dtype, shape, position in the file) of every tensor of a segment; the first call verifies the checksum of the whole file."""
+        if number in self._headers:
+            return self._headers[number]
+        segment = self.segments[number]
+        path = self.folder / segment.file
+        try:
+            crc = 0
+            with open(path, "rb") as file:
+                while chunk := file.read(1 << 22):
+                    crc = zlib.crc32(chunk, crc)
+                if crc != segment.crc32:
+                    raise UnsafeInputError(f"{path} is damaged: its checksum is {crc}, the manifest says {segment.crc32}. Restore the file from a copy.")
+                file.seek(0)
+                (length,) = struct.unpack("<Q", file.read(8))
+                header = json.loads(file.read(length))
+        except FileNotFoundError:
+            raise UnsafeInputError(f"{path} is missing, though the manifest names it. Restore the file from a copy.") from None
+        found = {
+            name: (np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+        self._headers[number] = found, length
+        return self._headers[number]
+
+    def _read(self, number: int, name: str, start: int, stop: int, first: int = 0, last: int | None = None) -> np.ndarray:
+        """Rows start..stop of a tensor of a segment, and of each row only the columns first..last."""
+        dtype, shape, position = self._header(number)[0][name]
+        width = shape[1] if len(shape) == 2 else 1
+        last = width if last is None else last
+        out = np.empty((stop - start, last - first), dtype=dtype)
+        handle = os.open(self.folder / self.segments[number].file, os.O_RDONLY)
+        try:
+            if last - first == width:
+                _fill(handle, out, position + start * width * dtype.itemsize)
+            else:
+                for row in range(stop - start):
+                    _fill(handle, out[row], position + ((start + row) * width + first) * dtype.itemsize)
+        finally:
+            os.close(handle)
+        return out if len(shape) == 2 else out[:, 0]
+
+
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8"}
+
+
+def _fill(handle: int, out: np.ndarray, position: int) -> None:
+    view = memoryview(out.reshape(-1).view(np.uint8))
+    done = 0
+    while done < len(view):
+        got = os.preadv(handle, [view[done:]], position + done)
+        if got == 0:
+            raise LandscapeError(f"a segment ended early at byte {position + done}: it changed while it was being read. Run the command again.")
+        done += got
