@@ -108,6 +108,8 @@ class Spectrum(Result):
 
     def plot(self, ax: Axes, panel: str = "") -> None:
         """See Result."""
+        from matplotlib.ticker import MaxNLocator
+
         from landscape.analysis.styles import BLUE, GREY, VERMILION
 
         panel = panel or self.panels()[0]
@@ -131,7 +133,7 @@ class Spectrum(Result):
             ax.axhline(0, color=GREY, linewidth=0.6, zorder=0)
             ax.set_xlabel("number, as ordered")
             ax.set_ylabel("eigenvalue λ")
-            ax.xaxis.get_major_locator().set_params(integer=True)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.legend(loc="best")
             ax.set_title(f"{self.which.capitalize()} eigenvalues", loc="left")
 
@@ -159,7 +161,7 @@ class Spectrum(Result):
 
     def _floor(self) -> float:
         """Lowest density drawn: a tenth of one eigenvalue's bump."""
-        return 0.1 / (self.dim * self.width * np.sqrt(2 * np.pi))
+        return float(0.1 / (self.dim * self.width * np.sqrt(2 * np.pi)))
 
 
 def spectrum(

@@ -33,8 +33,9 @@ PANEL_INCHES = (4.6, 3.4)  # two panels side by side fill a page's width (6.75 i
 def house() -> Iterator[None]:
     """Draw in the house style; matplotlib's own settings are put back afterwards."""
     import matplotlib as mpl
+    from cycler import cycler
 
-    settings: dict[str, Any] = {
+    settings: dict[Any, Any] = {
         "font.size": 9,
         "axes.titlesize": 9,
         "axes.labelsize": 9,
@@ -43,7 +44,7 @@ def house() -> Iterator[None]:
         "ytick.labelsize": 8,
         "axes.spines.top": False,
         "axes.spines.right": False,
-        "axes.prop_cycle": mpl.cycler(color=CYCLE),
+        "axes.prop_cycle": cycler(color=CYCLE),
         "axes.grid": False,
         "legend.frameon": False,
         "lines.linewidth": 1.6,

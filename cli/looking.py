@@ -125,14 +125,11 @@ def demo(*, out: Path, common: Common = Common()) -> None:  # noqa: B008 (frozen
         for index, folder in enumerate((first, second)):
             note(f"training digits-mlp, seed {common.seed + index}")
             making.train("digits-mlp", out=folder, record_every="10", common=dataclasses.replace(common, seed=common.seed + index))
-        for name, measure in (
-            ("spectrum", lambda: measuring.spectrum(str(first), density=True, common=common)),
-            ("barrier", lambda: measuring.barrier(str(first), str(second), common=common)),
-            ("surface", lambda: measuring.surface(str(first), common=common)),
-            ("check", lambda: measuring.check(str(first), common=dataclasses.replace(common, dtype="float64"))),
-        ):
-            note(f"measuring: {name}")
-            measure()
+        note("measuring: curvature, barrier, surface")
+        measuring.spectrum(str(first), density=True, common=common)
+        measuring.barrier(str(first), str(second), common=common)
+        measuring.surface(str(first), common=common)
+        measuring.check(str(first), common=dataclasses.replace(common, dtype="float64"))
     run = Run.open(first)
     path = _write_report(run)
     found = {answer.kind: answer.summary() for answer in [history(run), *map(load, run.answers())]}

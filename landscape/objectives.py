@@ -181,10 +181,21 @@ def _checked(losses: Tensor, outputs: Tensor) -> Tensor:
 class Predictor(Protocol):
     """A model as a pure function of a flat vector w (D,) and of its buffers."""
 
-    layout: Layout
-    lockstep: bool  # whether an ensemble is faster by vmap than by a loop
-    recurrent: bool  # cuDNN's recurrent layers have no second derivative
-    stochastic: bool  # dropout and the like in train mode
+    @property
+    def layout(self) -> Layout:
+        """Names and shapes of the flat vector."""
+
+    @property
+    def lockstep(self) -> bool:
+        """Whether an ensemble is faster by vmap than by a loop."""
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether it has recurrent layers: cuDNN's have no second derivative."""
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether it draws random numbers in train mode (dropout)."""
 
     def forward(self, w: Tensor, buffers: Buffers, inputs: Inputs, mode: str = "eval") -> tuple[Tensor, Buffers]:
         """Outputs (n, ...), and the buffers after the pass. mode: `eval`; `batch` (BatchNorm by batch statistics, no dropout); `train`."""
@@ -213,7 +224,7 @@ class Network:
         first_name: dict[int, str] = {}
         offset = 0
         for name, parameter in module.named_parameters(remove_duplicate=False):
-            if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+            if isinstance(parameter, nn.parameter.UninitializedParameter):
                 raise UsageError(f"parameter {name} is lazy and has no shape yet: run the model once on a batch before.")
             if id(parameter) in first_name:
                 aliases[name] = first_name[id(parameter)]
@@ -253,7 +264,7 @@ class Network:
         """See Predictor."""
         entries = self.layout.of("parameter")
         # split and not slicing: its backward is one concatenation, that of K slices writes K x D zeros
-        parts = w.split([entry.size for entry in entries])
+        parts = torch.split(w, [entry.size for entry in entries])
         state: dict[str, Tensor] = {entry.name: part.view(entry.shape) for entry, part in zip(entries, parts, strict=True)}
         if mode != "eval" and buffers:
             buffers = {name: value.clone() for name, value in buffers.items()}

@@ -100,7 +100,8 @@ def record(
         _keep_frozen(run, f)
         begin = _resumed(run, f) or Start(start)
         interval = max(1, math.ceil(recipe.steps / max(evaluations, 1)))
-        state, committed = None, time.monotonic()
+        state: State | None = None
+        committed = time.monotonic()
 
         def commit() -> None:
             writer.commit()

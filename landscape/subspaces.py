@@ -133,7 +133,8 @@ def _orthonormal(rows: Tensor) -> Tensor:
     # Q of a Gaussian's QR is Haar once the signs of R's diagonal are taken out (Mezzadri 2007)
     q, r = torch.linalg.qr(rows.T.double())
     signs = torch.where(r.diagonal() < 0, -1.0, 1.0).to(q)
-    return (q * signs).T.contiguous()
+    orthonormal: Tensor = (q * signs).T
+    return orthonormal.contiguous()
 
 
 def _srht(origin: Tensor, dim: int, generator: torch.Generator) -> Subspace:

@@ -184,7 +184,7 @@ class _Segment:
 
 def _manifest(folder: Path) -> list[_Segment]:
     path = folder / "manifest.jsonl"
-    segments = []
+    segments: list[_Segment] = []
     for number, line in enumerate(files.read_lines(path), 1):
         try:
             segment = _Segment(str(line["file"]), *(int(line[key]) for key in ("rows", "first", "last", "crc32")))  # type: ignore[call-overload]
@@ -384,7 +384,7 @@ _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8"}
 
 
 def _fill(handle: int, out: np.ndarray, position: int) -> None:
-    view = memoryview(out.reshape(-1).view(np.uint8))
+    view = memoryview(out.reshape(-1).view(np.uint8).data)
     done = 0
     while done < len(view):
         got = os.preadv(handle, [view[done:]], position + done)
