@@ -1,0 +1,265 @@
+"""The built-in networks, from one row's shape to an initialised module.
+
+    mlp             flatten, hidden 64 and 32 (digits: 64-64-32-10, D = 6,570)
+    lenet-300-100   flatten, hidden 300 and 100 (LeCun et al. 1998; 784-300-100-10, D = 266,610)
+    conv2, conv3    3x3 convolutions (16, 32) or (32, 64, 64), each with 2x2 average pooling, one dense layer
+                    (Larsen, Fort, Becker, Ganguli 2022; on 1x28x28 D = 20,490 and 61,514)
+    resnet20        He, Zhang, Ren, Sun 2016, section 4.2, with 1x1 convolutions as shortcuts (option B);
+                    on 3x32x32 D = 272,474
+
+Letters: N rows; C channels, H height and W width of one row; K outputs; D parameters, all of them trainable.
+Every layer has a name (`conv1`, `norm1`, `output`), so that an analysis per layer reads as the network does. No
+activation works in place: second derivatives and vmap need what it would overwrite.
+
+Modules are initialised from torch's global generator, as torch's own layers are: call `build` under
+`landscape.seeds.global_stream`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from landscape.errors import UsageError, unknown
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "sigmoid": nn.Sigmoid,
+    "silu": nn.SiLU,
+    "elu": nn.ELU,
+    "softplus": nn.Softplus,
+    "leaky-relu": nn.LeakyReLU,
+    "identity": nn.Identity,
+}
+
+# 8 groups of 2, 4 and 8 channels in resnet20. A group of one channel would make an instance norm, which erases each
+# channel's mean over the image, and that mean is what the global pooling at the end reads.
+GROUPS = 8
+
+
+@dataclass(frozen=True)
+class _Plan:
+    inputs: tuple[int, ...]
+    outputs: int
+    width: float
+    activation: Callable[[], nn.Module]
+    norm: str
+
+    def sizes(self, *widths: int) -> list[int]:
+        return [max(1, round(width * self.width)) for width in widths]
+
+
+@dataclass(frozen=True)
+class _Network:
+    description: str
+    norms: tuple[str, ...]  # what `norm` may be; the first is the network's own
+    make: Callable[[_Plan], nn.Module]
+    image: bool = False  # needs rows of shape (C, H, W)
+    halvings: int = 0  # poolings that drop an odd last pixel, so that H and W must be 2 ** halvings or more
+
+
+def check(
+    name: str,
+    *,
+    inputs: tuple[int, ...],
+    outputs: int,
+    width: float = 1,
+    activation: str = "relu",
+    norm: str | None = None,
+) -> None:
+    """Raise UsageError where `build` with the same arguments cannot work. Builds nothing."""
+    if name not in _NETWORKS:
+        raise unknown("network", name, _NETWORKS)
+    network = _NETWORKS[name]
+    if activation not in ACTIVATIONS:
+        raise unknown("activation", activation, ACTIVATIONS)
+    if norm is not None and norm not in network.norms:
+        if len(network.norms) == 1:
+            able = ", ".join(other for other, entry in _NETWORKS.items() if len(entry.norms) > 1)
+            raise UsageError(
+                f"{name} has no normalisation layers, but norm {norm!r} was asked for. Leave it out, or use {able}."
+            )
+        raise unknown(f"norm for {name}", norm, network.norms)
+    if not (math.isfinite(width) and width > 0):
+        raise UsageError(
+            f"width {width} is not a positive number. It multiplies the hidden sizes: 1 leaves them, 0.5 halves them."
+        )
+    if outputs < 1:
+        raise UsageError(f"{name} with {outputs} outputs: at least 1 is needed.")
+    if min(inputs, default=0) < 1:
+        raise UsageError(f"{name} on rows of shape {inputs}: at least one axis is needed, each at least 1 long.")
+    if network.image and len(inputs) != 3:
+        flat = " or ".join(other for other, entry in _NETWORKS.items() if not entry.image)
+        raise UsageError(
+            f"{name} is convolutional and needs rows of shape (channels, height, width), but these rows have shape "
+            f"{inputs}. Use {flat}, or a data set of images."
+        )
+    least = 2**network.halvings
+    if network.image and min(inputs[1:]) < least:
+        raise UsageError(
+            f"{name} halves its images {network.halvings} times and needs {least}x{least} pixels or more, but these "
+            f"rows have shape {inputs}. Use larger images or another network."
+        )
+
+
+def build(
+    name: str,
+    *,
+    inputs: tuple[int, ...],
+    outputs: int,
+    width: float = 1,
+    activation: str = "relu",
+    norm: str | None = None,
+) -> nn.Module:
+    """A freshly initialised network from rows (N, *inputs) to (N, K), in float32 on the CPU.
+
+    name        one of NETWORKS
+    inputs      one row's shape: (features,) or (C, H, W)
+    outputs     K
+    width       multiplies every hidden size or channel count (rounded, at least 1); 1 is the network of the paper
+    activation  one of ACTIVATIONS; relu, as He et al. and Larsen et al. have it
+    norm        mlp: none (its own), batch, layer; resnet20: batch (its own), group, layer, none; None: its own
+
+    Draws from torch's global generator. The initialisation is torch's default but for resnet20 (see `_resnet20`).
+    Raises UsageError for a name, an activation or a norm that is not on its list, and for rows that do not fit.
+    """
+    check(name, inputs=inputs, outputs=outputs, width=width, activation=activation, norm=norm)
+    network = _NETWORKS[name]
+    return network.make(_Plan(inputs, outputs, width, ACTIVATIONS[activation], norm or own_norm(name)))
+
+
+def own_norm(name: str) -> str:
+    """The norm that a network has where none is asked for; for the record of a run."""
+    return _NETWORKS[name].norms[0]
+
+
+def _dense(*hidden: int) -> Callable[[_Plan], nn.Module]:
+    def make(plan: _Plan) -> nn.Module:
+        layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+        size = math.prod(plan.inputs)
+        for number, wide in enumerate(plan.sizes(*hidden), 1):
+            layers[f"linear{number}"] = nn.Linear(size, wide)
+            if plan.norm != "none":
+                layers[f"norm{number}"] = nn.BatchNorm1d(wide) if plan.norm == "batch" else nn.LayerNorm(wide)
+            layers[f"activation{number}"] = plan.activation()
+            size = wide
+        layers["output"] = nn.Linear(size, plan.outputs)
+        return nn.Sequential(layers)
+
+    return make
+
+
+def _convolutional(*channels: int) -> Callable[[_Plan], nn.Module]:
+    def make(plan: _Plan) -> nn.Module:
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        depth, high, broad = plan.inputs
+        for number, wide in enumerate(plan.sizes(*channels), 1):
+            layers[f"conv{number}"] = nn.Conv2d(depth, wide, 3, padding=1)
+            layers[f"activation{number}"] = plan.activation()
+            # the average and not the maximum: the authors' choice, and it adds no kinks of its own to the loss
+            layers[f"pool{number}"] = nn.AvgPool2d(2)
+            depth, high, broad = wide, high // 2, broad // 2
+        layers["flatten"] = nn.Flatten()
+        layers["output"] = nn.Linear(depth * high * broad, plan.outputs)
+        return nn.Sequential(layers)
+
+    return make
+
+
+class Residual(nn.Module):
+    """activation(branch(x) + shortcut(x)): (N, C, H, W) -> (N, C', H', W')."""
+
+    def __init__(self, branch: nn.Module, shortcut: nn.Module, activation: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+        self.shortcut = shortcut
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The block's output."""
+        out: Tensor = self.activation(self.branch(x) + self.shortcut(x))
+        return out
+
+
+def _normalisation(norm: str, channels: int) -> nn.Module:
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    if norm == "none":
+        return nn.Identity()
+    # the largest count up to GROUPS that divides the channels, whatever the width, and leaves two or more in a group
+    able = [count for count in range(1, GROUPS + 1) if channels % count == 0 and channels // count > 1]
+    return nn.GroupNorm(max(able, default=1) if norm == "group" else 1, channels)
+
+
+def _resnet20(plan: _Plan) -> nn.Module:
+    """3 stages of 3 blocks of 2 convolutions, 16, 32, 64 channels, global average pooling, one dense layer.
+
+    Weights are Kaiming-normal by fan-in (He et al. 2015, which He et al. 2016, section 3.4, follow): torch's default
+    for convolutions has a sixth of the variance that keeps the signal's scale through ReLUs.
+
+    `norm="none"`: the convolutions get biases (the norm's shift is gone), and the last convolution of each of the L = 9
+    branches is scaled by 1/sqrt(L). Without a norm each block adds its branch's variance to the shortcut's and so
+    doubles it, 2^L in all; scaled, it grows by (1 + 1/L)^L < e (Hayou et al. 2021, "Stable ResNet"). Scaled and not
+    zero (Fixup, Zhang, Dauphin, Ma 2019): a zero filter has no norm for filter-normalised directions to match, and
+    lets no gradient through to the convolution before it.
+    """
+    stages, blocks = plan.sizes(16, 32, 64), 3
+    bias = plan.norm == "none"
+
+    def conv(ins: int, outs: int, kernel: int, stride: int) -> nn.Conv2d:
+        layer = nn.Conv2d(ins, outs, kernel, stride, padding=kernel // 2, bias=bias)
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        return layer
+
+    def block(ins: int, outs: int, stride: int) -> nn.Module:
+        last = conv(outs, outs, 3, 1)
+        if plan.norm == "none":
+            with torch.no_grad():
+                last.weight.div_(math.sqrt(len(stages) * blocks))
+        branch: OrderedDict[str, nn.Module] = OrderedDict(
+            conv1=conv(ins, outs, 3, stride),
+            norm1=_normalisation(plan.norm, outs),
+            activation1=plan.activation(),
+            conv2=last,
+            norm2=_normalisation(plan.norm, outs),
+        )
+        shortcut: nn.Module = nn.Identity()
+        if stride != 1 or ins != outs:
+            shortcut = nn.Sequential(OrderedDict(conv=conv(ins, outs, 1, stride), norm=_normalisation(plan.norm, outs)))
+        return Residual(nn.Sequential(branch), shortcut, plan.activation())
+
+    size = stages[0]
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        conv=conv(plan.inputs[0], size, 3, 1), norm=_normalisation(plan.norm, size), activation=plan.activation()
+    )
+    for number, wide in enumerate(stages, 1):
+        first = block(size, wide, 1 if number == 1 else 2)
+        layers[f"stage{number}"] = nn.Sequential(first, *(block(wide, wide, 1) for _ in range(blocks - 1)))
+        size = wide
+    output = nn.Linear(size, plan.outputs)
+    nn.init.kaiming_normal_(output.weight, nonlinearity="relu")
+    return nn.Sequential(layers | OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), output=output))
+
+
+_NETWORKS: dict[str, _Network] = {
+    "mlp": _Network("two hidden layers, 64 and 32 units", ("none", "batch", "layer"), _dense(64, 32)),
+    "lenet-300-100": _Network("two hidden layers, 300 and 100 units", ("none",), _dense(300, 100)),
+    "conv2": _Network(
+        "two 3x3 convolutions (16, 32), average pooling", ("none",), _convolutional(16, 32), image=True, halvings=2
+    ),
+    "conv3": _Network(
+        "three 3x3 convolutions (32, 64, 64), average pooling", ("none",), _convolutional(32, 64, 64), True, 3
+    ),
+    "resnet20": _Network(
+        "20-layer residual network (16, 32, 64)", ("batch", "group", "layer", "none"), _resnet20, image=True
+    ),
+}
+
+NETWORKS: dict[str, str] = {name: network.description for name, network in _NETWORKS.items()}
