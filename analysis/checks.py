@@ -12,7 +12,7 @@ import math
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,6 @@ from torch import Tensor, nn
 from landscape.objectives import Objective
 from landscape.results import Result
 from landscape.seeds import generator
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from plotly.graph_objects import Figure
 
 OK, NOTE, FAIL = "ok", "note", "fail"
 
@@ -46,30 +42,13 @@ class Checkup(Result):
         failed = ", ".join(finding["check"] for finding in self.findings if finding["status"] == FAIL)
         return f"{self.subject}: {counts[OK]} checks passed, {counts[NOTE]} notes, {counts[FAIL]} failed{': ' + failed if failed else ''}."
 
-    def table(self) -> list[tuple[str, str, str]]:
-        """Rows of (check, status, words)."""
-        return [(finding["check"], finding["status"], finding["words"]) for finding in self.findings]
+    def panels(self) -> tuple[str, ...]:
+        """See Result: the answer is a table."""
+        return ()
 
-    def plot(self, ax: Axes, panel: str = "") -> None:
+    def table(self) -> list[tuple[str, ...]]:
         """See Result."""
-        from landscape.analysis.styles import GREEN, ORANGE, VERMILION
-
-        colours = {OK: GREEN, NOTE: ORANGE, FAIL: VERMILION}
-        marks = {OK: "o", NOTE: "s", FAIL: "X"}
-        for line, (check, status, words) in enumerate(reversed(self.table())):
-            ax.plot(0.01, line, marks[status], color=colours[status])
-            ax.text(0.03, line, f"{check}: {words[:90]}", va="center", fontsize=6)
-        ax.set_xlim(0, 1)
-        ax.axis("off")
-
-    def figure(self) -> Figure:
-        """See Result."""
-        import plotly.graph_objects as go
-
-        columns = list(zip(*self.table(), strict=True)) or [(), (), ()]
-        table = go.Figure(go.Table(header={"values": ["check", "status", "finding"]}, cells={"values": columns, "align": "left", "height": 26}, columnwidth=[2, 1, 6]))
-        table.update_layout(margin={"l": 0, "r": 0, "t": 10, "b": 0}, height=60 + 30 * len(self.findings))
-        return table
+        return [("check", "status", "finding"), *((f["check"], f["status"], f["words"]) for f in self.findings)]
 
 
 def check(f: Objective, point: Tensor, module: nn.Module, *, subject: str, recorded: float | None = None, seed: int = 0) -> Checkup:

@@ -22,6 +22,9 @@ from landscape.runs import Run
 # scripts and styles stand in the page itself; plotly compiles its 3-D shaders' accessors at run time, hence unsafe-eval
 POLICY = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
 
+# a picture drawn inside a closed fold has no size yet
+UNFOLD = "for (const fold of document.querySelectorAll('details')) fold.ontoggle = () => fold.querySelectorAll('.live').forEach(Plotly.Plots.resize);"
+
 STYLE = """
 :root { color-scheme: light; --ink: #1b1b1b; --soft: #5c5c5c; --line: #dddddd; --warn: #8a3b00; --paper: #ffffff; }
 * { box-sizing: border-box; }
@@ -61,32 +64,43 @@ def page(title: str, parts: Sequence[str]) -> str:
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{_text(title)}</title><style>{STYLE}</style>'
-        f"<script>{_plotly()}</script></head><body>{''.join(parts)}</body></html>\n"
+        f"<script>{_plotly()}</script></head><body>{''.join(parts)}<script>{UNFOLD}</script></body></html>\n"
     )
 
 
 def live(result: Result, name: str) -> str:
-    """The interactive picture of a result as HTML, with the still one for readers without scripts."""
+    """The interactive picture of a result as HTML."""
     figure = json.loads(result.figure().to_json())
-    # "</" inside a script would end it
-    data = json.dumps([figure["data"], figure["layout"], {"responsive": True, "displaylogo": False}]).replace("</", "<\\/")
-    still = base64.b64encode(styles.rendered(result, "png")).decode()
+    # "</script" would end the script, and "<!--<script" would keep it from ending: no "<" at all
+    data = json.dumps([figure["data"], figure["layout"], {"responsive": True, "displaylogo": False}]).replace("<", "\\u003c")
     return (
         f'<div class="live" id="{name}" role="img" aria-label="{_text(result.summary())}"></div>'
         f'<script>Plotly.newPlot("{name}", ...{data});</script>'
-        f'<noscript><img alt="{_text(result.summary())}" src="data:image/png;base64,{still}"></noscript>'
     )
 
 
 def _section(number: int, path: Path | None, answer: Result) -> str:
     heading = answer.kind.capitalize() + (f" <span class='soft'>({_text(path.name)})</span>" if path else "")
-    still = base64.b64encode(styles.rendered(answer, "png")).decode()
-    return (
-        f'<section id="{answer.kind}-{number}"><h2>{heading}</h2><p>{_text(answer.summary())}</p><figure>'
-        f'<img alt="{_text(answer.summary())}" src="data:image/png;base64,{still}"><figcaption>{_text(answer.caption())}</figcaption></figure>'
-        f"<details{' open' if answer.kind == 'surface' else ''}><summary>Interactive picture</summary>{live(answer, f'live-{number}')}</details>"
-        f"<details><summary>What these numbers depend on</summary>{_table({**answer.question, **answer.provenance})}</details></section>"
-    )
+    parts = [f'<section id="{answer.kind}-{number}"><h2>{heading}</h2><p>{_text(answer.summary())}</p>']
+    table = _grid(answer.table())
+    if answer.panels():
+        still = base64.b64encode(styles.rendered(answer, "png")).decode()
+        parts += [
+            f'<figure><img alt="{_text(answer.summary())}" src="data:image/png;base64,{still}"><figcaption>{_text(answer.caption())}</figcaption></figure>',
+            f"<details{' open' if answer.kind == 'surface' else ''}><summary>Interactive picture</summary>{live(answer, f'live-{number}')}</details>",
+            f"<details><summary>The numbers</summary>{table}</details>" if table else "",
+        ]
+    else:
+        parts.append(table)
+    parts.append(f"<details><summary>What these numbers depend on</summary>{_table({**answer.question, **answer.provenance})}</details></section>")
+    return "".join(parts)
+
+
+def _grid(rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    head, *body = ("".join(f"<{'td' if place else 'th'}>{_text(cell)}</{'td' if place else 'th'}>" for cell in row) for place, row in enumerate(rows))
+    return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in body)}</table>"
 
 
 def _table(record: dict[str, Any]) -> str:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from plotly.graph_objects import Figure
 
-OPERATORS = ("hessian", "gauss-newton")
+NAMES = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton matrix"}
+OPERATORS = tuple(NAMES)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Spectrum(Result):
         """See Result."""
         shown = ", ".join(f"{value:.4g}" for value in self.values[:3])
         end = {"largest": "top", "smallest": "lowest", "both": "extreme", "magnitude": "largest in size"}[self.which]
-        line = f"{self.operator}, {self.dim:,} dimensions: {end} {len(self.values)} eigenvalues {shown}{', ...' if len(self.values) > 3 else ''}"
+        line = f"{NAMES[self.operator]}, {self.dim:,} dimensions: {end} {len(self.values)} eigenvalues {shown}{', ...' if len(self.values) > 3 else ''}"
         line += f" (residuals at most {self.residuals.max():.1e}, {self.products} products)"
         if self.has_density:
             line += f"; trace {_with_error(self.trace, self.trace_error)}, {100 * self.negative:.1f}% ± {100 * self.negative_error:.1f}% negative"
@@ -91,7 +92,7 @@ class Spectrum(Result):
     def caption(self) -> str:
         """See Result."""
         text = (
-            f"Eigenvalues of the {self.operator} of the mean loss over {self.rows:,} rows, at loss {self.loss:.4g} with gradient norm {self.gradient_norm:.2g}. "
+            f"Eigenvalues of the {NAMES[self.operator]} of the mean loss over {self.rows:,} rows, at loss {self.loss:.4g} with gradient norm {self.gradient_norm:.2g}. "
             "Each eigenvalue comes with the residual of its vector: a true eigenvalue lies within it. "
         )
         if self.has_density:
@@ -101,6 +102,12 @@ class Spectrum(Result):
                 f"It is smoothed by a Gaussian of width {self.width:.2g}; a bump of height {1 / self.dim:.1e} times the peak of that Gaussian is one eigenvalue. Mass of the curve: {self.mass:.4f}."
             )
         return text
+
+    def table(self) -> list[tuple[str, ...]]:
+        """See Result."""
+        rows = zip(self.values, self.residuals, self.converged, strict=True)
+        numbered = [(str(i), f"{value:.9g}", f"{residual:.1e}", "yes" if done else "no") for i, (value, residual, done) in enumerate(rows, 1)]
+        return [("number", "eigenvalue", "residual", "converged"), *numbered]
 
     def panels(self) -> tuple[str, ...]:
         """See Result."""
@@ -124,7 +131,7 @@ class Spectrum(Result):
             ax.set_xlabel("eigenvalue λ")
             ax.set_ylabel("density (share of eigenvalues per unit λ)")
             ax.legend(loc="upper right")
-            ax.set_title(f"Spectral density of the {self.operator}", loc="left")
+            ax.set_title(f"Spectral density of the {NAMES[self.operator]}", loc="left")
         else:
             place = np.arange(1, len(self.values) + 1)
             ax.errorbar(place, self.values, yerr=self.residuals, fmt="o-", color=BLUE, markersize=4, linewidth=1, capsize=2, label="eigenvalue ± residual")

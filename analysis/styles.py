@@ -63,6 +63,8 @@ def sheet(result: Result) -> Sheet:
     from matplotlib.figure import Figure as Sheet
 
     panels = result.panels()
+    if not panels:
+        raise UsageError(f"the answer of kind {result.kind!r} is a table and has no picture. Read it in the report, or with --json.")
     width, height = PANEL_INCHES
     figure = Sheet(figsize=(width * len(panels), height), layout="constrained")
     FigureCanvasAgg(figure)

@@ -107,7 +107,7 @@ def b(rounds: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             writer = TrajectoryWriter(Path(folder), f.model.layout)
             for state in descend(f, point, Recipe(steps=steps - 1, lr=0.01, batch_size=128), 0):
-                writer.append(_row(state, f.model.layout))
+                writer.append(_row(state, f))
                 writer.commit()  # the worst case: each row durable by itself
 
     compare(

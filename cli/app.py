@@ -104,10 +104,13 @@ def _config(arguments: list[str]) -> tuple[list[str], tuple[Any, ...]]:
 def _options(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
+        if len(text) > 2**20:
+            raise ValueError(f"{len(text):,} characters, more than any file of options has")
         options = yaml.load(text, Loader=_Strict)  # noqa: S506 (a SafeLoader: no objects, no code)
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+    except OSError as error:
         raise UsageError(f"cannot read the options of --config {str(path)!r}: {error.strerror}.") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    # a value with a wrong tag or an impossible date raises whatever its constructor raises
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
         raise UsageError(f"{path} must map option names to values, such as `steps: 2000`; got {type(options).__name__}.")
@@ -123,10 +126,11 @@ class _Strict(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.YAMLError(f"the key {twice[0]!r} is given twice")
+        known = set()
+        for name in (str(self.construct_object(key, deep=True)) for key, _ in node.value):
+            if name in known:
+                raise yaml.YAMLError(f"the key {name!r} is given twice")
+            known.add(name)
         return super().construct_mapping(node, deep)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import html
 import io
 import json
 from pathlib import Path
@@ -89,7 +90,7 @@ def plot(result: Path, out: Path, /) -> None:
     format = styles.format_of(out)
     answer = history(Run.open(result)) if result.is_dir() else load(result)
     if format == "html":
-        data: bytes | str = reports.page(answer.summary(), [f"<p>{answer.summary()}</p>", reports.live(answer, "live")])
+        data: bytes | str = reports.page(answer.summary(), [f"<p>{html.escape(answer.summary())}</p>", reports.live(answer, "live")])
     else:
         data = styles.rendered(answer, format)
     files.write_atomic(out, data)

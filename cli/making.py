@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,6 +15,7 @@ from landscape.errors import UsageError
 from landscape.runs import Run
 
 if TYPE_CHECKING:
+    from landscape.recordings import Progress
     from landscape.tasks import Task
 
 
@@ -121,10 +124,12 @@ def train(
     run = Run(out)
     if not run.begin("train", options, _about(found)):
         with stop_signals():
-            for progress in record(
-                run, found, recipe, seed=common.seed, every=every, evaluations=evaluations, device=device, dtype=dtype, commit_seconds=commit_seconds
-            ):
-                note(f"step {progress.step:>7,} of {progress.steps:,}   " + "   ".join(_shown(progress.metrics)))
+            _watch(
+                record(
+                    run, found, recipe, seed=common.seed, every=every, evaluations=evaluations, device=device, dtype=dtype, commit_seconds=commit_seconds
+                ),
+                f"training {found.name}",
+            )
     else:
         note(f"({out} is already finished)")
     _announce(run, common.json)
@@ -192,6 +197,22 @@ def import_(
                 _remove_empty(run)
             raise
     _announce(run, common.json)
+
+
+def _watch(descent: Iterator[Progress], text: str) -> None:
+    """Follow a descent: a bar on a terminal, a line an evaluation elsewhere."""
+    if not sys.stderr.isatty():
+        for state in descent:
+            note(f"step {state.step:>7,} of {state.steps:,}   " + "   ".join(_shown(state.metrics)))
+        return
+    from rich import progress
+    from rich.console import Console
+
+    columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.TimeRemainingColumn(), progress.TextColumn("{task.fields[state]}"))
+    with progress.Progress(*columns, console=Console(stderr=True)) as bar:
+        line = bar.add_task(text, total=None, state="")
+        for state in descent:
+            bar.update(line, completed=state.step, total=max(state.steps, 1), state=", ".join(_shown(state.metrics)))
 
 
 def _every(text: str, steps: int) -> int | Literal["log"]:

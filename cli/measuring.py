@@ -267,7 +267,7 @@ def _tell_table(result: Result, path: Path | None, as_json: bool) -> None:
     if as_json:
         tell(result, path, True)
     else:
-        for name, status, words in result.table():
+        for name, status, words in result.table()[1:]:
             print(f"{status:<5} {name:<20} {words}")
         print(result.summary())
         if path is not None:

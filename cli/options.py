@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -80,12 +81,29 @@ def answer(
 
     path = run.find(kind, question)
     if path is None:
-        result = dataclasses.replace(compute(), question=json.loads(json.dumps(dict(question))))
+        with working(f"measuring: {kind}"):
+            result = compute()
+        result = dataclasses.replace(result, question=json.loads(json.dumps(dict(question))))
         path = run.keep(kind, result.to_json())
     else:
         result = load(path)
         note(f"(answered before, in {path})")
     show(result, path, as_json)
+
+
+@contextlib.contextmanager
+def working(text: str) -> Iterator[None]:
+    """Show that work goes on, with the time it has taken: on a terminal only."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        progress.add_task(text)
+        yield
 
 
 def note(text: str) -> None:

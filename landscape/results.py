@@ -49,8 +49,12 @@ class Result:
         return self.summary()
 
     def panels(self) -> tuple[str, ...]:
-        """The names of the panels of the whole picture, the main one first."""
+        """The names of the panels of the whole picture, the main one first; none where the answer is a table."""
         return ("",)
+
+    def table(self) -> list[tuple[str, ...]]:
+        """The numbers that a reader may want to copy, as text: the head, then the rows. Empty where the picture says it all."""
+        return []
 
     def plot(self, ax: Axes, panel: str = "") -> None:
         """Draw one panel (by default the main one) on a matplotlib axes, from the stored numbers only."""
