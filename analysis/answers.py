@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from landscape.errors import UnsafeInputError, UsageError
+from landscape.errors import LandscapeError, UnsafeInputError, UsageError
 from landscape.results import Result
 
 _HOMES = ("spectra", "barriers", "surfaces", "checks", "histories")
@@ -21,4 +21,9 @@ def load(path: Path) -> Result:
         raise UsageError(f"there is no result file {path}. Give one of RUN/results/*.json.") from None
     except UnicodeDecodeError:
         raise UnsafeInputError(f"{path} is not a text file. Give one of RUN/results/*.json.") from None
-    return Result.from_json(text)
+    try:
+        return Result.from_json(text)
+    except LandscapeError as error:
+        raise type(error)(f"{path}: {error}") from None
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise UnsafeInputError(f"{path} is damaged ({error!r}). Run the analysis again.") from None

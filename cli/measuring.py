@@ -123,7 +123,7 @@ def barrier(
     *,
     points: int = 25,
     refine: int = 8,
-    bn: Literal["average", "recompute", "endpoint", "batch"] = "average",
+    bn: Literal["average", "recompute", "endpoint", "batch"] = "recompute",
     options: Subject = Subject(),  # noqa: B008 (frozen)
     common: Common = Common(),  # noqa: B008 (frozen)
 ) -> None:
@@ -146,7 +146,8 @@ def barrier(
     refine
         Further points around the highest one.
     bn
-        Statistics of BatchNorm on the path: average those of the ends, recompute them on the training rows at each point, keep the first end's, or use each batch's.
+        Statistics of BatchNorm on the path: recomputed on the training rows at each point (what a network of these weights would have), the average of the ends'
+        (exaggerates barriers), the first end's, or each batch's own.
     """
     start, end = place(first), place(second)
     chosen = {"points": points, "refine": refine, "bn": bn}

@@ -64,11 +64,17 @@ def read_lines(path: Path) -> list[dict[str, object]]:
             record = json.loads(line)
             if not isinstance(record, dict):
                 raise ValueError("not an object")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UnsafeInputError(f"{path}, line {number}, is damaged ({error}). Restore the file from a copy.") from None
         records.append(record)
     del tail  # no newline after it: it was never committed
     return records
+
+
+def sweep(folder: Path, pattern: str) -> None:
+    """Remove the temporary files that killed writers of files of this name left behind. Hold the lock of these files."""
+    for left in folder.glob(f".{pattern}.*.tmp"):
+        left.unlink(missing_ok=True)
 
 
 def drop_torn_tail(path: Path) -> None:

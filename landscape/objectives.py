@@ -145,7 +145,7 @@ def _from_module(module: nn.Module, name: str) -> Loss:
     ignored = getattr(module, "ignore_index", -100)
 
     def rows(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        losses = rowwise.to(outputs.device)(outputs, targets)
+        losses = rowwise.to(outputs.device, outputs.dtype)(outputs, targets)
         if not classifies or targets.is_floating_point():  # probabilities as targets: plain mean
             return _ones(_per_row(_checked(losses, outputs)))
         counted = (targets != ignored).to(losses.dtype)

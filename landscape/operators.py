@@ -59,6 +59,11 @@ class SymmetricOperator:
         return abs(float(u @ image - v @ (self @ u))) / scale if scale > 0 else 0.0
 
 
+# what cancellation leaves of nothing, in units of eps |A|: measured at up to 35. A bound that grew with d, as sqrt(d) eps |A|, would end the process of a
+# large float32 Hessian inside its bulk
+ROUNDING = 100
+
+
 @dataclass(frozen=True)
 class Krylov:
     """State of a Lanczos process after m steps."""
@@ -78,57 +83,63 @@ class Krylov:
         return values, vectors[0] ** 2
 
 
-def lanczos(operator: SymmetricOperator, start: Tensor, steps: int, *, restart: torch.Generator | None = None) -> Iterator[Krylov]:
+def lanczos(operator: SymmetricOperator, start: Tensor, steps: int, *, against: Tensor | None = None) -> Iterator[Krylov]:
     """Run Lanczos from `start` (d,), yielding the state after each step; at most min(steps, d) of them.
 
-    When the Krylov space is exhausted (the start sees no more eigenvectors) the process ends, or, with `restart`, goes on from a random
-    vector orthogonal to all before it with coupling 0, so that repeated eigenvalues are found one after the other.
+    The process ends when the Krylov space is exhausted: the start sees no more eigenvectors, and of a repeated eigenvalue it sees one.
+    against: orthonormal rows (c, d) to stay orthogonal to; what is run is then P A P with P the projection that takes them out.
 
     Raises LandscapeError when a product is not finite.
     """
-    limit = min(steps, operator.dim)
-    norm = float(start.norm())
+    held = 0 if against is None else against.shape[0]
+    limit = min(steps, operator.dim - held)
     if limit < 1:
         return
-    if not norm > 0:
-        raise UsageError("Lanczos needs a start vector of positive, finite norm.")
     rounding = torch.finfo(operator.dtype).eps
-    basis = torch.empty(min(limit, 32), operator.dim, dtype=operator.dtype, device=operator.device)
+    basis = torch.empty(held + min(limit, 32), operator.dim, dtype=operator.dtype, device=operator.device)
+    if against is not None:
+        basis[:held] = against
+        start = _orthogonalise(start, basis[:held])
+    norm = _norm(start)
+    if not (norm > 0 and np.isfinite(norm)):
+        raise UsageError("Lanczos needs a start vector of positive, finite norm.")
     alphas: list[float] = []
     betas: list[float] = []
     vector = start / norm
     scale = 0.0  # a running lower bound of |A|
     for step in range(limit):
-        if step == basis.shape[0]:  # doubling: never more than twice what is used
+        last = held + step
+        if last == basis.shape[0]:  # doubling: never more than twice what is used
             basis = torch.cat([basis, torch.empty(min(step, limit - step), operator.dim, dtype=basis.dtype, device=basis.device)])
-        basis[step] = vector
+        basis[last] = vector
         image = operator @ vector
         alpha = float(image @ vector)
-        size = float(image.norm())
+        size = _norm(image)
         if not np.isfinite(size):
             raise LandscapeError(f"the product number {step + 1} is not finite: the point has NaN or infinite curvature. Check it with `landscape check`.")
         scale = max(scale, size)
-        image = _orthogonalise(image, basis[: step + 1])
-        beta = float(image.norm())
+        image = _orthogonalise(image, basis[: last + 1])
+        beta = _norm(image)
         alphas.append(alpha)
-        # what is left after cancellation is noise of size rounding * |A v| * sqrt(d): below it the space is exhausted
-        if beta <= 10 * rounding * max(scale, size) * operator.dim**0.5:
+        if beta <= ROUNDING * rounding * scale:
             beta = 0.0
         betas.append(beta)
-        yield Krylov(np.array(alphas), np.array(betas), basis[: step + 1])
-        if beta > 0:
-            vector = image / beta
-        elif restart is not None and step + 1 < operator.dim:
-            fresh = _orthogonalise(_normal(operator, restart), basis[: step + 1])
-            vector = fresh / fresh.norm()
-        else:
+        yield Krylov(np.array(alphas), np.array(betas), basis[held : last + 1])
+        if beta == 0:
             return
+        vector = image / beta
 
 
 def _orthogonalise(vector: Tensor, basis: Tensor) -> Tensor:
     for _ in range(2):
         vector = vector - basis.T @ (basis @ vector)
     return vector
+
+
+def _norm(vector: Tensor) -> float:
+    # summed in float64 where the device has it: a float32 norm of a million entries is off by 5e-5 on a CPU, and so is then every eigenvalue
+    exact = torch.float32 if vector.device.type == "mps" else torch.float64
+    return float(torch.linalg.vector_norm(vector, dtype=exact))
 
 
 def _normal(operator: SymmetricOperator, generator: torch.Generator) -> Tensor:
@@ -142,9 +153,14 @@ class Eigenpairs:
 
     values: np.ndarray  # (k,) in the order asked for
     vectors: Tensor  # (k, d) unit rows
-    residuals: np.ndarray  # (k,) an eigenvalue of A lies within this of each value
+    residuals: np.ndarray  # (k,) an eigenvalue of A lies within this, and the rounding of a product, of each value
     converged: np.ndarray  # (k,) bool
     products: int  # number of products with A
+
+
+# a pass that only looks for missed copies trusts its extreme values once their residuals are this share of |A|: a copy that it
+# missed would have to lie that deep in the noise of its start
+GLANCE = 1e-3
 
 
 def eigenpairs(
@@ -158,50 +174,67 @@ def eigenpairs(
 ) -> Eigenpairs:
     """The `count` (k) wanted eigenpairs by Lanczos, run until every wanted residual is at most `tolerance` times the largest |value| seen.
 
-    tolerance: 1e-4, since the error of a value is at most residual^2 / gap, far below what float32 products carry.
-    steps: 500 bounds the basis to 500 vectors; whoever hits it sees `converged` false.
+    One start vector sees one vector of a repeated eigenvalue, whatever its residual says. So passes follow from fresh starts orthogonal to the pairs
+    found, until one finds nothing better than they are; the last one is short.
 
-    Raises UsageError for count < 1; a count above d is cut to d.
+    tolerance: 1e-4, since the error of a value is at most residual^2 / gap, far below what float32 products carry; never less than rounding.
+    steps: products of all passes together; 500 bounds the basis to 500 vectors, and whoever hits it sees `converged` false.
+
+    Raises UsageError for count < 1 or steps < count; a count above d is cut to d.
     """
     if count < 1:
         raise UsageError(f"asked for {count} eigenpairs; at least 1 is needed.")
     count = min(count, operator.dim)
-    state = None
-    wanted = np.arange(0)
-    residuals = np.empty(0)
-    for state in lanczos(operator, _normal(operator, generator), steps, restart=generator):
-        m = len(state.alphas)
-        if m < count:
-            continue
-        values, vectors = state.ritz()
-        wanted = _select(values, count, which)
-        # |beta_m s_mi| is the residual in exact arithmetic; rounding of the products adds about eps |A|
-        residuals = np.abs(state.betas[-1] * vectors[-1, wanted])
-        bound = tolerance * max(np.abs(values).max(), np.finfo(float).tiny)
-        if m == operator.dim or _breakdowns(state) > count:
+    if steps < count:
+        raise UsageError(f"{steps} products cannot give {count} eigenpairs: allow at least {count}, better several times as many.")
+    tolerance = max(tolerance, ROUNDING * torch.finfo(operator.dtype).eps)
+    values, residuals = np.empty(0), np.empty(0)
+    rows = torch.empty(0, operator.dim, dtype=operator.dtype, device=operator.device)
+    products, passes, scale, bound = 0, 0, 0.0, 0.0
+    while products < steps and len(values) < operator.dim:
+        start = _normal(operator, generator)
+        state = None
+        for state in lanczos(operator, start, steps - products, against=rows):
+            theta, vectors = state.ritz()
+            errors = np.abs(state.betas[-1] * vectors[-1])  # |beta_m s_mi| is the residual in exact arithmetic
+            scale = max(scale, float(np.abs(theta).max()))
+            bound = max(tolerance * scale, np.finfo(float).tiny)
+            if len(values) + len(theta) < count:
+                continue
+            better = _better(values, theta, bound, count, which)
+            ends = _select(theta, min(2, len(theta)), "both") if which in ("both", "magnitude") else _select(theta, 1, which)
+            # half of the bound: the rest is for what the pairs of earlier passes leave coupled to these
+            if np.all(errors[better] <= bound / 2) and (passes == 0 or np.all(errors[ends] <= max(bound, GLANCE * scale))):
+                break
+        assert state is not None
+        better = _better(values, theta, bound, count, which)
+        products += len(theta)
+        if not len(better):
             break
-        if state.betas[-1] > 0 and np.all(residuals <= bound) and _tail_settled(state, which, bound):
-            break
-    assert state is not None
-    values, vectors = state.ritz()
-    coefficients = torch.from_numpy(vectors[:, wanted]).to(state.basis)
-    bound = tolerance * max(np.abs(values).max(), np.finfo(float).tiny)
-    return Eigenpairs(values[wanted], coefficients.T @ state.basis, residuals, residuals <= bound, len(state.alphas))
+        passes += 1
+        values, residuals = np.append(values, theta[better]), np.append(residuals, errors[better])
+        rows = torch.cat([rows, torch.from_numpy(vectors[:, better].T.copy()).to(state.basis) @ state.basis])
+        kept = _choose(values, count, which)
+        values, residuals, rows = values[kept], residuals[kept], rows[torch.from_numpy(kept)]
+    if passes > 1:
+        products += len(values)
+        images = operator @ rows.T
+        residuals = (images - rows.T * torch.from_numpy(values).to(rows)).norm(dim=0).double().cpu().numpy()
+    return Eigenpairs(values, rows, residuals, residuals <= bound, products)
 
 
-def _breakdowns(state: Krylov) -> int:
-    return int(np.sum(state.betas == 0))
+def _better(known: np.ndarray, fresh: np.ndarray, margin: float, count: int, which: Which) -> np.ndarray:
+    """Indices of the fresh ascending values that belong to the `count` wanted of all, by more than `margin` where they push out a known one."""
+    middle = (fresh[0] + fresh[-1]) / 2
+    inward = {"largest": -1.0, "smallest": 1.0, "magnitude": -np.sign(fresh), "both": -np.sign(fresh - middle)}[which]
+    chosen = _choose(np.append(known, fresh + margin * inward if len(known) else fresh), count, which)
+    return np.sort(chosen[chosen >= len(known)]) - len(known)
 
 
-def _tail_settled(state: Krylov, which: Which, bound: float) -> bool:
-    """Whether the block since the last breakdown knows its own extreme value: else another copy of a wanted value may still come from it."""
-    if _breakdowns(state) == 0:
-        return True
-    first = int(np.flatnonzero(state.betas == 0)[-1]) + 1
-    tail = Krylov(state.alphas[first:], state.betas[first:], state.basis[first:])
-    values, vectors = tail.ritz()
-    ends = _select(values, min(2, len(values)), "both" if which in ("both", "magnitude") else which)
-    return bool(np.all(np.abs(tail.betas[-1] * vectors[-1, ends]) <= bound))
+def _choose(values: np.ndarray, count: int, which: Which) -> np.ndarray:
+    """Indices of the `count` wanted among values of any order."""
+    ascending = np.argsort(values, kind="stable")
+    return ascending[_select(values[ascending], min(count, len(values)), which)]
 
 
 def _select(values: np.ndarray, count: int, which: Which) -> np.ndarray:

@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,21 +84,34 @@ def record(
     device: torch.device,
     dtype: torch.dtype,
     commit_seconds: float = COMMIT_SECONDS,
+    restrict: Callable[[Objective, Tensor], tuple[Objective, Tensor]] | None = None,
 ) -> Iterator[Progress]:
     """Descend on the task's training rows, or go on where a stopped run was, and commit into the run's folder; yields after each evaluation.
 
     every: record each k-th state, or log-spaced ones; the first and the last always. evaluations: how often loss and accuracy are measured on
     all rows, besides at the first and last state (20 draws a curve).
+    restrict: from the whole objective and its start, what to descend on instead and from where, such as
+    `lambda f, w: (f.restrict(subspaces.random(w, 64, generator(seed, "subspace"))), w.new_zeros(64))`; the same at every call. What is recorded is
+    the point among all parameters; only resume.safetensors holds coordinates.
     Raises LandscapeError when the loss stops being finite; everything up to there is kept.
     """
     f, start = Objective.of(task.make(seed), task.loss, task.data.train, device=device, dtype=dtype)
+    if restrict is not None:
+        f, start = restrict(f, start)
     test = f.on(task.data.test)
     with files.exclusive(run.folder):
         files.drop_torn_tail(run.metrics_path)
-        measured = max((int(str(line["step"])) for line in files.read_lines(run.metrics_path)), default=-1)
+        files.sweep(run.folder, run.resume_path.name)
+        measured = int(max(run.metrics().get("step", [-1])))
         writer = TrajectoryWriter(run.trajectory_path, f.model.layout)
         _keep_frozen(run, f)
         begin = _resumed(run, f) or Start(start)
+        due = next((step for step in range(begin.step - 1, -1, -1) if recorded(step, recipe.steps, every)), -1)
+        if writer.last_step < due:
+            raise UnsafeInputError(
+                f"{run.folder} has lost rows: the last on disk is of step {writer.last_step}, and those up to step {due} were committed. "
+                f"Restore the trajectory from a copy, or delete {run.resume_path} to descend again from step 0 and fill it up."
+            )
         interval = max(1, math.ceil(recipe.steps / max(evaluations, 1)))
         state: State | None = None
         committed = time.monotonic()
@@ -110,7 +123,7 @@ def record(
 
         try:
             for state in descend(f, begin, recipe, seed):
-                full = recorded(state.step, recipe.steps, every) and writer.append(_row(state, f.model.layout))
+                full = recorded(state.step, recipe.steps, every) and writer.append(_row(state, f))
                 if state.step % interval == 0 or state.step == recipe.steps:
                     if not math.isfinite(float(state.loss)):
                         raise LandscapeError(
@@ -166,8 +179,8 @@ def _metrics(state: State, f: Objective, test: Objective) -> dict[str, object]:
     return {"step": state.step, **{name: value if math.isfinite(value) else None for name, value in numbers.items()}}
 
 
-def _row(state: State, layout: Layout) -> Row:
-    return Row(state.step, state.point.cpu().numpy(), flat_buffers(layout, state.buffers), float(state.loss), state.rate)
+def _row(state: State, f: Objective) -> Row:
+    return Row(state.step, f.lift(state.point).cpu().numpy(), flat_buffers(f.model.layout, state.buffers), float(state.loss), state.rate)
 
 
 def flat_buffers(layout: Layout, buffers: Buffers) -> np.ndarray:
@@ -189,11 +202,11 @@ def _resume_bytes(state: State) -> bytes:
     tensors = {"point": state.point, **{f"moment.{i}": moment for i, moment in enumerate(state.moments)}}
     tensors |= {f"buffer.{name}": value for name, value in state.buffers.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    return safetensors.torch.save(tensors, {"step": str(state.step), "crc32": str(_checksum(tensors))})
+    return safetensors.torch.save(tensors, {"step": str(state.step), "crc32": str(_checksum(state.step, tensors))})
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> int:
-    crc = 0
+def _checksum(step: int, tensors: Mapping[str, Tensor]) -> int:
+    crc = zlib.crc32(str(step).encode())
     for name in sorted(tensors):
         crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes(), zlib.crc32(name.encode(), crc))
     return crc
@@ -210,7 +223,7 @@ def _resumed(run: Run, f: Objective) -> Start | None:
         step, crc = int(metadata["step"]), int(metadata["crc32"])
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
         raise UnsafeInputError(f"the resume file is damaged ({error}). {advice}") from None
-    if _checksum(tensors) != crc:
+    if _checksum(step, tensors) != crc:
         raise UnsafeInputError(f"the resume file is damaged: its checksum does not match. {advice}")
     moved = {name: value.to(f.device) for name, value in tensors.items()}
     moments = tuple(moved[f"moment.{i}"] for i in range(sum(name.startswith("moment.") for name in moved)))
@@ -239,6 +252,8 @@ def import_checkpoints(run: Run, task: Task, paths: Sequence[Path], *, allow_non
     f, _ = Objective.of(module, task.loss, task.data.train)
     layout = f.model.layout
     expected = {entry.name: (entry.shape, getattr(torch, entry.dtype)) for entry in layout.entries}
+    # exact for every parameter: half precision is stored as float32
+    dtype = torch.float64 if any(entry.dtype == "float64" for entry in layout.of("parameter")) else torch.float32
     notes: list[str] = []
     rows: list[Row] = []
     steps: list[int | None] = []
@@ -247,7 +262,7 @@ def import_checkpoints(run: Run, task: Task, paths: Sequence[Path], *, allow_non
             checkpoint = checkpoints.read(path)
             tensors = checkpoints.match(checkpoint, expected, aliases=layout.aliases, allow_nonfinite=allow_nonfinite)
             notes += [f"{path.name}: {note}" for note in checkpoint.notes]
-            point = torch.cat([tensors[entry.name].to(torch.float32).flatten() for entry in layout.of("parameter")])
+            point = torch.cat([tensors[entry.name].to(dtype).flatten() for entry in layout.of("parameter")])
             steps.append(checkpoint.step)
             rows.append(Row(0, point.numpy(), flat_buffers(layout, tensors), math.nan, math.nan))
         frozen = {entry.name: tensors[entry.name].contiguous() for entry in layout.of("frozen")}

@@ -90,7 +90,8 @@ class Result:
         for field in dataclasses.fields(kind):
             if field.name not in record:
                 raise UnsafeInputError(f"the {name} result lacks the field {field.name!r}: the file is damaged. Run the analysis again.")
-            values[field.name] = _decode(record[field.name])
+            stored = record[field.name]
+            values[field.name] = _number(stored) if field.type == "float" else _decode(stored)
         values["warnings"] = tuple(values["warnings"])
         return kind(**values)
 

@@ -17,6 +17,7 @@ import datetime
 import importlib.metadata
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -89,9 +90,12 @@ class Run:
             record = json.loads(self.record_path.read_text())
             if record["schema"] != SCHEMA:
                 raise UnsafeInputError(f"{self.record_path} has schema {record['schema']}; this version reads {SCHEMA}. Make the run again.")
-            if not isinstance(record["options"], dict):
+            if not isinstance(record["options"], dict) or not isinstance(record["versions"], dict):
                 raise TypeError("options")
-        except (ValueError, KeyError, TypeError) as error:
+            for name in ("kind", "state", "started"):
+                if not isinstance(record[name], str):
+                    raise TypeError(name)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UnsafeInputError(f"{self.record_path} is damaged ({error!r}). Restore it from a copy.") from None
         return dict(record)
 
@@ -117,7 +121,8 @@ class Run:
                 return True
             self.update(state="running")
             return False
-        if self.folder.exists() and any(path.name != ".lock" for path in self.folder.iterdir()):
+        # what a run killed in its first moment may leave: a lock, and a run.json not yet renamed
+        if self.folder.exists() and any(path.name != ".lock" and not path.match(".run.json.*.tmp") for path in self.folder.iterdir()):
             raise UsageError(f"{self.folder} is not empty and holds no run. Choose a new folder for --out.")
         record = {"schema": SCHEMA, "kind": kind, "state": "running", "options": asked, "started": now(), **about, **environment()}
         self._write(record)
@@ -131,11 +136,18 @@ class Run:
         files.write_atomic(self.record_path, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
     def metrics(self) -> dict[str, np.ndarray]:
-        """The columns of metrics.jsonl, (evaluations,) each, by step; a value that was not finite is NaN."""
-        lines = {int(str(line["step"])): line for line in files.read_lines(self.metrics_path)}
-        rows = [lines[step] for step in sorted(lines)]
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        return {name: np.array([np.nan if row.get(name) is None else row[name] for row in rows], dtype=float) for name in names}
+        """The columns of metrics.jsonl, (evaluations,) each, by step; a value that was not finite is NaN.
+
+        Raises UnsafeInputError where the file is damaged.
+        """
+        read = files.read_lines(self.metrics_path)
+        try:
+            lines = {int(str(line["step"])): line for line in read}
+            rows = [lines[step] for step in sorted(lines)]
+            names = list(dict.fromkeys(name for row in rows for name in row))
+            return {name: np.array([np.nan if row.get(name) is None else row[name] for row in rows], dtype=float) for name in names}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UnsafeInputError(f"{self.metrics_path} is damaged ({error!r}). Restore it from a copy.") from None
 
     def trajectory(self) -> Trajectory:
         """What was committed so far."""
@@ -153,7 +165,7 @@ class Run:
                 stored = json.loads(path.read_text())
                 if stored["kind"] == kind and stored["question"] == asked:
                     return path
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue
         return None
 
@@ -179,7 +191,7 @@ class Place:
 
 def place(text: str, default: str = "last") -> Place:
     """Read `RUN`, `RUN@last`, `RUN@init` or `RUN@step=500`. Raises UsageError where the run or the step is not there."""
-    folder, _, selector = text.partition("@") if not Path(text).exists() else (text, "", "")
+    folder, _, selector = text.rpartition("@") if "@" in text and not Path(text).exists() else (text, "", "")
     selector = selector or default
     run = Run.open(Path(folder))
     steps = run.trajectory().steps
@@ -190,7 +202,7 @@ def place(text: str, default: str = "last") -> Place:
     if selector == "init":
         return Place(run, int(steps[0]))
     name, _, number = selector.partition("=")
-    if name != "step" or not number.lstrip("-").isdigit():
+    if name != "step" or not re.fullmatch(r"-?[0-9]{1,18}", number):
         raise UsageError(f"cannot read the place {selector!r} of {text!r}. Allowed: RUN, RUN@init, RUN@last, RUN@step=500.")
     run.trajectory().index(int(number))
     return Place(run, int(number))

@@ -6,7 +6,7 @@ A store is a folder of immutable safetensors segments of whole rows and an appen
 
     layout.json          name, shape, offset, dtype, kind of every tensor of the model
     segment-000000.safetensors   points (r, D), buffers (r, B) float64, steps (r,), losses (r,), rates (r,)
-    manifest.jsonl       one line a segment: file, rows, first and last step, crc32 of the file
+    manifest.jsonl       one line a segment: file, rows, first and last step, crc32 of the file, checksum of the line
 
 Commit = write the segment beside, fsync, rename, fsync the folder, append one manifest line, fsync. Readers trust the manifest only: a torn last line and
 a segment without a line were never committed. The checksum of a segment is verified when it is first read. T x D is never held in memory.
@@ -89,10 +89,15 @@ class Layout:
 
     def to_json(self) -> str:
         """The layout as JSON text."""
-        return json.dumps({"entries": [dataclasses.asdict(entry) for entry in self.entries], "aliases": self.aliases}, indent=1) + "\n"
+        return json.dumps({**dataclasses.asdict(self), "check": self.check}, indent=1) + "\n"
+
+    @property
+    def check(self) -> int:
+        """A checksum of all the others."""
+        return zlib.crc32(json.dumps(dataclasses.asdict(self), sort_keys=True).encode())
 
     @staticmethod
-    def from_json(text: str) -> Layout:
+    def from_json(text: str | bytes) -> Layout:
         """Read it back. Raises UnsafeInputError on anything else."""
         try:
             record = json.loads(text)
@@ -100,8 +105,11 @@ class Layout:
                 Entry(str(e["name"]), tuple(int(n) for n in e["shape"]), int(e["offset"]), str(e["dtype"]), e["kind"])
                 for e in record["entries"]
             )
-            return Layout(entries, dict(record["aliases"]))
-        except (ValueError, KeyError, TypeError) as error:
+            layout = Layout(entries, dict(record["aliases"]))
+            if record["check"] != layout.check:
+                raise ValueError("its checksum does not match")
+            return layout
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UnsafeInputError(f"the layout.json of the trajectory is damaged ({error!r}). Restore it from a copy.") from None
 
 
@@ -128,16 +136,24 @@ class TrajectoryWriter:
         self._pending: list[Row] = []
         path = folder / "layout.json"
         if path.exists():
-            if Layout.from_json(path.read_text()) != layout:
+            if Layout.from_json(path.read_bytes()) != layout:
                 raise UsageError(f"{folder} holds the trajectory of another model. Choose another --out.")
         else:
             files.write_atomic(path, layout.to_json())
-        files.drop_torn_tail(folder / "manifest.jsonl")
-        segments = _manifest(folder)
+        self._dim, self._buffer_size = layout.dim, layout.buffer_size
+        self._settle()
+
+    def _settle(self) -> None:
+        """Take the manifest for the truth. Buffered rows that it holds are done; what it does not name is removed."""
+        files.drop_torn_tail(self.folder / "manifest.jsonl")
+        files.sweep(self.folder, "*")
+        segments = _manifest(self.folder)
         self._segments = len(segments)
         self.last_step = segments[-1].last if segments else -1  # committed
-        for orphan in set(folder.glob("segment-*.safetensors")) - {folder / segment.file for segment in segments}:
+        self._pending = [row for row in self._pending if row.step > self.last_step]
+        for orphan in set(self.folder.glob("segment-*.safetensors")) - {self.folder / segment.file for segment in segments}:
             orphan.unlink()  # renamed but never committed: its rows are written again
+        self._settled = True
 
     def append(self, row: Row) -> bool:
         """Buffer one row. Returns whether a segment's worth is waiting, so that the caller should commit."""
@@ -145,14 +161,22 @@ class TrajectoryWriter:
             return False
         if self._pending and row.step <= self._pending[-1].step:
             raise UsageError(f"steps must increase: got {row.step} after {self._pending[-1].step}.")
+        if (row.point.shape, row.buffers.shape) != ((self._dim,), (self._buffer_size,)):
+            raise UsageError(
+                f"a row of this trajectory has {self._dim} parameters and {self._buffer_size} buffer entries; "
+                f"got {row.point.shape} and {row.buffers.shape}."
+            )
         self._pending.append(row)
         return len(self._pending) * (row.point.nbytes + row.buffers.nbytes) >= SEGMENT_BYTES
 
     def commit(self) -> None:
-        """Make every buffered row durable."""
+        """Make every buffered row durable. After a failure or an interrupt it may be called again: no row is lost or written twice."""
+        if not self._settled:
+            self._settle()
         if not self._pending:
             return
         rows = self._pending
+        self._settled = False
         data = save(
             {
                 "points": np.stack([row.point for row in rows]),
@@ -164,13 +188,12 @@ class TrajectoryWriter:
         )
         name = f"segment-{self._segments:06d}.safetensors"
         files.write_atomic(self.folder / name, data)
-        files.append_line(
-            self.folder / "manifest.jsonl",
-            {"file": name, "rows": len(rows), "first": rows[0].step, "last": rows[-1].step, "crc32": zlib.crc32(data)},
-        )
+        segment = _Segment(name, len(rows), rows[0].step, rows[-1].step, zlib.crc32(data))
+        files.append_line(self.folder / "manifest.jsonl", {**dataclasses.asdict(segment), "check": segment.check})
         self._segments += 1
         self.last_step = rows[-1].step
         self._pending = []
+        self._settled = True
 
 
 @dataclass(frozen=True)
@@ -180,6 +203,11 @@ class _Segment:
     first: int
     last: int
     crc32: int
+
+    @property
+    def check(self) -> int:
+        """The checksum of the manifest's line."""
+        return zlib.crc32(repr(dataclasses.astuple(self)).encode())
 
 
 def _manifest(folder: Path) -> list[_Segment]:
@@ -192,6 +220,8 @@ def _manifest(folder: Path) -> list[_Segment]:
             raise UnsafeInputError(f"{path}, line {number}, is not a segment ({error!r}). Restore the file from a copy.") from None
         if Path(segment.file).name != segment.file:
             raise UnsafeInputError(f"{path}, line {number}, names a file outside the trajectory: {segment.file!r}.")
+        if line.get("check") != segment.check:
+            raise UnsafeInputError(f"{path}, line {number}, is damaged: its checksum does not match. Restore the file from a copy.")
         if segments and segment.first <= segments[-1].last:
             raise UnsafeInputError(f"{path}, line {number}: steps do not increase. Restore the file from a copy.")
         segments.append(segment)
@@ -211,7 +241,7 @@ class Trajectory:
         """Read layout and manifest. Raises UsageError where there is no store, UnsafeInputError where it is damaged."""
         if not (folder / "layout.json").exists():
             raise UsageError(f"{folder} holds no trajectory (no layout.json). Give a run made by `landscape train` or `landscape import`.")
-        return Trajectory(folder, Layout.from_json((folder / "layout.json").read_text()), tuple(_manifest(folder)))
+        return Trajectory(folder, Layout.from_json((folder / "layout.json").read_bytes()), tuple(_manifest(folder)))
 
     def __len__(self) -> int:
         return sum(segment.rows for segment in self.segments)
@@ -275,10 +305,13 @@ class Trajectory:
         return Row(int(self.steps[place]), point, buffers, float(self.losses[place]), float(self.rates[place]))
 
     def points(self, start: int = 0, stop: int | None = None, columns: slice = slice(None)) -> np.ndarray:
-        """Points (stop - start, columns) in the stored dtype; only these bytes are read."""
-        stop = len(self) if stop is None else min(stop, len(self))
-        first, last, _ = columns.indices(self.dim)
-        out = np.empty((max(stop - start, 0), max(last - first, 0)), dtype=self.dtype)
+        """Points (stop - start, columns) in the stored dtype, both as numpy slices; only these bytes are read."""
+        start, stop, _ = slice(start, stop).indices(len(self))
+        first, last, stride = columns.indices(self.dim)
+        if stride != 1:
+            raise UsageError(f"columns are read in one piece; got a slice with step {stride}.")
+        last = max(first, last)
+        out = np.empty((max(stop - start, 0), last - first), dtype=self.dtype)
         offset = 0
         for number, segment in enumerate(self.segments):
             low, high = max(start - offset, 0), min(stop - offset, segment.rows)
@@ -302,7 +335,7 @@ class Trajectory:
         """
         total = np.zeros((len(self), len(self)))
         for _, block in self.blocks():
-            if centred:
+            if centred and len(self):
                 block -= block.mean(axis=0)
             total += block @ block.T
         return total
@@ -316,6 +349,8 @@ class Trajectory:
         Raises UsageError where the points span fewer than `dim` directions.
         """
         gram = self.gram()
+        if not np.isfinite(gram).all():
+            raise LandscapeError(f"{self.folder} holds points that are NaN or infinite: they have no principal directions.")
         values, vectors = np.linalg.eigh(gram)
         values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
         # what float64 can tell from zero in a Gram matrix of this size
@@ -359,6 +394,9 @@ class Trajectory:
             for name, entry in header.items()
             if name != "__metadata__"
         }
+        shapes = {"points": (segment.rows, self.dim), "buffers": (segment.rows, self.layout.buffer_size)}
+        if any(found[name][1] != shape for name, shape in shapes.items()):
+            raise UnsafeInputError(f"{path} does not fit the layout.json beside it. Restore the folder from a copy.")
         self._headers[number] = found, length
         return self._headers[number]
 

@@ -1,0 +1,516 @@
+"""Barriers of paths known in closed form; BatchNorm on the path; laws of reversal, chunks and restriction."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from landscape.analysis import styles
+from landscape.analysis.barriers import DEFINITIONS, POLICIES, Barrier, barrier, recomputed
+from landscape.errors import UsageError
+from landscape.objectives import Objective, Rows
+from landscape.results import Result
+from landscape.seeds import generator
+from landscape.subspaces import segment
+
+F64 = torch.float64
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=generator(seed, "test barriers"), dtype=F64)
+
+
+def labelled(n, features, classes, seed=0):
+    return Rows(draw(n, *features, seed=seed), torch.arange(n) % classes)
+
+
+def objective(module, rows, loss="cross-entropy", **keywords):
+    return Objective.of(module, loss, rows, dtype=F64, **keywords)
+
+
+def filled(module, seed=0):
+    """The module with parameters of the seed."""
+    with torch.no_grad():
+        for i, p in enumerate(module.parameters()):
+            p.copy_(draw(*p.shape, seed=100 * seed + i))
+    return module
+
+
+def along(function):
+    """The barrier's objective and ends for a given E(a)."""
+    return Objective.from_function(lambda w: function(w[0]), 1), torch.zeros(1, dtype=F64), torch.ones(1, dtype=F64)
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4))
+
+
+def same(one, other):
+    """Equality of results, field by field, NaN equal to NaN."""
+    for field in dataclasses.fields(one):
+        np.testing.assert_equal(getattr(one, field.name), getattr(other, field.name), field.name)
+
+
+@pytest.fixture
+def pair():
+    """A small classifier's train and test objectives, and two ends."""
+    train, start = objective(filled(mlp()), labelled(60, (3,), 4))
+    return train, train.on(labelled(40, (3,), 4, seed=1)), start, draw(len(start), seed=7)
+
+
+# -- closed forms -----------------------------------------------------------------------------------------------------
+
+
+def test_convex_quadratic_has_every_definition_in_closed_form():
+    root, centre, start, end = draw(6, 6), draw(6, seed=1), draw(6, seed=2), draw(6, seed=3)
+    hessian = root @ root.T
+    f = Objective.from_function(lambda w: (w - centre) @ hessian @ (w - centre) / 2, 6)
+    bend = float((end - start) @ hessian @ (end - start))
+    first, last = (float((w - centre) @ hessian @ (w - centre) / 2) for w in (start, end))
+    result = barrier(f, None, start, end, refine=0)
+    a = result.alpha
+    np.testing.assert_allclose(result.curves["train loss"], (1 - a) * first + a * last - a * (1 - a) * bend / 2)
+    integral = -bend / 12 * (1 - 1 / 24**2)  # the trapezoidal rule's own error on a parabola of 24 intervals
+    expected = {
+        "linear-baseline": 0.0,
+        "over-mean": abs(first - last) / 2,
+        "midpoint": -bend / 8,
+        "over-worse-end": 0.0,
+        "integral": integral,
+        "path-mean": (first + last) / 2 + integral,
+        "per-example": -bend / 8,
+    }
+    assert list(result.definitions()["train loss"]) == list(DEFINITIONS)
+    assert result.definitions()["train loss"] == pytest.approx(expected, rel=1e-11, abs=1e-11)
+    assert result.distance == pytest.approx(float((end - start).norm()), rel=1e-14)
+
+
+def test_indefinite_quadratic_has_barrier_k_over_8():
+    signs, (start, end) = torch.tensor([1.0, -9.0], dtype=F64), draw(2, 2)
+    k = -float((signs * (end - start) ** 2).sum())
+    assert k > 0
+    result = barrier(Objective.from_function(lambda w: (signs * w**2).sum() / 2, 2), None, start, end)
+    assert result.value() == pytest.approx(k / 8, rel=1e-12)
+    assert result.argmax["train loss"]["baseline"] == 0.5
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_softmax_regression_has_no_loss_barrier(seed):
+    f, start = objective(nn.Linear(5, 3), labelled(30, (5,), 3, seed=seed))
+    result = barrier(f, f, *(10 * draw(2, len(start), seed=seed)))
+    # convex: an excess is rounding only, 1e-16 of losses of some tens
+    assert result.value("train", "loss") <= 1e-12
+    assert (
+        result.value("train", "loss", "over-mean") >= abs(np.diff(result.curves["train loss"][[0, -1]])[0]) / 2 - 1e-12
+    )
+
+
+class Two(nn.Module):
+    """v1 relu(w1 x) + v2 relu(w2 x)."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.v = nn.Parameter(torch.tensor([[1.0], [-1.0]])), nn.Parameter(torch.tensor([[1.0, -1.0]]))
+
+    def forward(self, x):
+        return torch.relu(x @ self.w.T) @ self.v.T
+
+
+def test_swapped_units_have_barrier_1():
+    x = torch.tensor([[-1.0], [1.0]], dtype=F64)
+    f, start = objective(Two(), Rows(x, x), "mse")
+    result = barrier(f, None, start, start[[1, 0, 3, 2]])
+    np.testing.assert_allclose(result.curves["train loss"], (1 - (1 - 2 * result.alpha) ** 2) ** 2, atol=1e-15)
+    assert (result.value(), result.argmax["train loss"]["baseline"]) == (1.0, 0.5)
+
+
+@pytest.mark.parametrize(("start", "end", "expected"), [((2, 0.5), (0.5, 2), 0.31640625), ((1, 1), (-1, -1), 1.0)])
+def test_scale_and_sign_symmetry(start, end, expected):
+    f = Objective.from_function(lambda w: (w[0] * w[1] - 1) ** 2, 2)
+    result = barrier(f, None, torch.tensor(start, dtype=F64), torch.tensor(end, dtype=F64))
+    assert [result.value(definition=key) for key in ("linear-baseline", "midpoint", "over-mean")] == [expected] * 3
+
+
+def test_refinement_finds_a_peak_off_the_grid():
+    f, start, end = along(lambda a: torch.exp(-(((a - 0.37) / 0.02) ** 2)))
+    coarse, fine = barrier(f, None, start, end, refine=0), barrier(f, None, start, end)
+    assert (len(coarse.alpha), len(fine.alpha), fine.grid, fine.refined) == (25, 33, 25, 8)
+    assert set(coarse.alpha) < set(fine.alpha)
+    assert np.all(np.diff(fine.alpha) > 0)
+    # two points halve both intervals beside the best point at least once: after 8 the peak lies within 1/24/16 of it
+    step = 1 / 24 / 16
+    best = int(np.argmax(fine.curves["train loss"]))
+    assert np.diff(fine.alpha)[best - 1 : best + 1].max() <= step * (1 + 1e-9)
+    assert abs(fine.argmax["train loss"]["baseline"] - 0.37) <= step
+    assert coarse.value() < math.exp(-((step / 0.02) ** 2)) <= fine.value() <= 1
+
+
+def test_refinement_looks_on_both_sides_of_a_cliff():
+    f, start, end = along(lambda a: torch.where(a <= 0.37, a, 0.0))
+    assert 0.37 - 1 / 24 / 16 <= barrier(f, None, start, end).value() <= 0.37
+
+
+# -- laws -------------------------------------------------------------------------------------------------------------
+
+
+def test_identical_ends_give_a_constant_curve(pair):
+    train, test, start, _ = pair
+    result = barrier(train, test, start, start.clone())
+    assert all(len(set(curve)) == 1 for curve in result.curves.values())
+    assert all(result.value(*name.split()) == 0 for name in result.curves)
+    assert (result.distance, result.angle, result.degenerate) == (0, 0, True)
+    assert "one point" in result.warnings[0]
+
+
+def test_reversal_mirrors(pair):
+    train, test, start, end = pair
+    there, back = barrier(train, test, start, end, refine=0), barrier(train, test, end, start, refine=0)
+    for name, curve in there.curves.items():
+        np.testing.assert_allclose(back.curves[name][::-1], curve, rtol=1e-12)
+        assert back.definitions()[name] == pytest.approx(there.definitions()[name], abs=1e-12)
+
+
+def test_permuting_the_units_of_both_ends_changes_nothing(pair):
+    train, test, *ends = pair
+    order = torch.tensor([3, 0, 4, 1, 2])
+
+    def permuted(w):
+        first, bias, second, rest = w.split([15, 5, 20, 4])
+        return torch.cat([first.view(5, 3)[order].flatten(), bias[order], second.view(4, 5)[:, order].flatten(), rest])
+
+    before, after = barrier(train, test, *ends), barrier(train, test, *map(permuted, ends))
+    for name, curve in before.curves.items():
+        np.testing.assert_allclose(after.curves[name], curve, rtol=1e-12)
+
+
+def test_ends_are_the_ends_and_by_row_agrees_with_the_mean(pair):
+    train, test, start, end = pair
+    result = barrier(train, test, start, end)
+    for split, f in (("train", train), ("test", test)):
+        for place, point in ((0, start), (-1, end), (np.searchsorted(result.alpha, 0.5), (start + end) / 2)):
+            value = f.value(point)
+            assert result.curves[f"{split} loss"][place] == pytest.approx(float(value.loss), rel=1e-14)
+            assert result.curves[f"{split} error"][place] == pytest.approx(1 - float(value.accuracy), rel=1e-14)
+    for name, table in result.definitions().items():
+        assert table["per-example"] == pytest.approx(table["midpoint"], abs=1e-14)
+        assert 0 <= result.per_example[name]["share_positive"] <= 1
+        assert result.per_example[name]["q05"] <= result.per_example[name]["q50"] <= result.per_example[name]["q95"]
+
+
+def test_weighted_losses_keep_their_mean():
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.5], dtype=F64))
+    f, start = objective(filled(nn.Linear(4, 3)), labelled(20, (4,), 3), loss)
+    result = barrier(f, None, start, draw(len(start), seed=5))
+    assert result.curves["train loss"][0] == pytest.approx(float(f(start)), rel=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 59])
+def test_chunks_do_not_change_sums(pair, chunk):
+    train, _, start, end = pair
+    whole, cut = (barrier(f, None, start, end) for f in (train, dataclasses.replace(train, chunk=chunk)))
+    np.testing.assert_allclose(cut.curves["train loss"], whole.curves["train loss"], rtol=1e-13)
+    np.testing.assert_array_equal(cut.curves["train error"], whole.curves["train error"])
+
+
+def test_a_restriction_to_the_segment_has_the_same_barrier(pair):
+    train, test, start, end = pair
+    line = segment(start, end)
+    whole = barrier(train, test, start, end)
+    inside = barrier(train.restrict(line), test.restrict(line), torch.zeros(1), torch.ones(1))
+    assert inside.distance == pytest.approx(whole.distance, rel=1e-12)
+    for name, curve in whole.curves.items():
+        np.testing.assert_allclose(inside.curves[name], curve, rtol=1e-10)
+
+
+def test_the_angle_is_that_of_the_points():
+    f = Objective.from_function(lambda w: w @ w, 2)
+    x, y = torch.eye(2, dtype=F64)
+    assert barrier(f, None, x, 3 * (x + y)).angle == pytest.approx(45, abs=1e-12)
+    assert barrier(f, None, x, 0 * y).angle is None
+
+
+# -- what makes a barrier say nothing ---------------------------------------------------------------------------------
+
+
+def test_ends_at_chance_are_degenerate(pair):
+    train, test, start, _ = pair
+    result = barrier(train, test, torch.zeros_like(start), torch.zeros_like(start).index_fill(0, torch.tensor([0]), 1))
+    assert result.value("train", "error") == result.value("test", "loss") == 0
+    assert result.degenerate
+    assert result.chance == {"test": 0.75, "train": 0.75}
+    assert sum("at chance" in warning for warning in result.warnings) == 4
+    assert any("uniform guessing" in warning for warning in result.warnings)
+    assert "DEGENERATE" in result.summary()
+
+
+def test_chance_is_that_of_the_commonest_class_unless_given():
+    rows = Rows(draw(20, 2), torch.tensor([0] * 15 + [1] * 5))
+    f, _ = objective(nn.Linear(2, 2), rows)
+    always = torch.tensor([0.0, 0, 0, 0, 9, 0])  # weights 0, bias of class 0
+    assert barrier(f, None, always, 2 * always).degenerate  # error 25 %, as guessing
+    assert not barrier(f, None, always, 2 * always, chance=0.5).degenerate
+
+
+def test_points_that_are_not_finite_are_masked_and_counted():
+    f, start, end = along(lambda a: torch.where((a - 0.25).abs() < 0.05, math.inf, a * (1 - a)))
+    endless, *_ = along(lambda a: torch.where(a > 0.95, math.nan, a * (2 - a)))
+    result = barrier(f, None, start, end, refine=3)
+    bad = np.abs(result.alpha - 0.25) < 0.05
+    np.testing.assert_array_equal(np.isnan(result.curves["train loss"]), bad)
+    assert result.masked == {"train": bad.sum()}
+    assert result.value() == 0.25
+    assert math.isnan(result.value(definition="integral"))
+    assert not result.degenerate
+    assert any(warning.startswith("3 of 28 points") for warning in result.warnings)
+    undefined = barrier(endless, None, start, end)  # the end itself is not finite
+    assert undefined.degenerate
+    assert undefined.refined == 0
+    assert all(math.isnan(value) for value in undefined.definitions()["train loss"].values())
+    for each in (result, undefined):
+        same(Result.from_json(each.to_json()), each)
+        assert styles.rendered(each, "svg")
+        each.figure()
+
+
+def test_outputs_that_are_nan_have_no_error_either(pair):
+    train, test, start, end = pair
+    result = barrier(train, test, start, end * math.nan)
+    assert np.isnan(result.curves["test error"][1:]).all()
+    assert not np.isnan(result.curves["test error"][0])
+    assert math.isnan(result.value())
+
+
+def test_ends_that_differ_much_are_named():
+    f, start, end = along(lambda a: 1 + 9 * a)
+    (warning,) = barrier(f, None, start, end).warnings
+    assert "differ much" in warning
+    assert "4.5" in warning
+
+
+# -- BatchNorm --------------------------------------------------------------------------------------------------------
+
+
+def normalised(kind):
+    # eps would break the scale symmetry by about eps / variance
+    if kind == "conv":
+        parts = (nn.Conv2d(1, 3, 2, bias=False), nn.BatchNorm2d(3, eps=1e-12), nn.Flatten(), nn.Linear(12, 4))
+        return filled(nn.Sequential(*parts)), (1, 3, 3)
+    parts = (nn.Linear(3, 6, bias=False), nn.BatchNorm1d(6, eps=1e-12), nn.Linear(6, 4))
+    return filled(nn.Sequential(*parts)), (3,)
+
+
+def scaled_ends(kind, factor=3.0, n=50):
+    """Objective, and two ends that are one function: the first layer times a factor, its statistics with it."""
+    module, features = normalised(kind)
+    f, start = objective(module, labelled(n, features, 4))
+    f = recomputed(f, start)
+    layer = module[0].weight.numel()
+    end = torch.cat([factor * start[:layer], start[layer:]])
+    one = dict(f.buffers)
+    other = {**one, "1.running_mean": factor * one["1.running_mean"], "1.running_var": factor**2 * one["1.running_var"]}
+    return f, start, end, {"start_buffers": one, "end_buffers": other}
+
+
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_recomputed_statistics_make_the_scaled_path_flat(kind):
+    f, start, end, buffers = scaled_ends(kind)
+    result = barrier(f, f, start, end, bn="recompute", chance=1.0, **buffers)  # untrained, so near chance
+    np.testing.assert_allclose(result.curves["test loss"], float(f(start)), rtol=1e-9)
+    assert (result.bn, result.degenerate) == ("recompute", False)
+    assert not any("BatchNorm" in warning for warning in result.warnings)
+
+
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_averaged_statistics_have_5_where_4_is_right(kind):
+    f, start, end, buffers = scaled_ends(kind)
+    result = barrier(f, f, start, end, **buffers)
+    flat = float(f(start))
+    assert result.curves["test loss"][[0, -1]] == pytest.approx([flat, flat], rel=1e-9)
+    # at 1/2 the layer deviates by 2 s and the averaged variance is 5 s^2: it hands on sqrt(4/5) of what it should
+    narrowed = {**f.buffers, "1.running_var": f.buffers["1.running_var"] * 5 / 4}
+    expected = float(f.with_buffers(narrowed)(start))
+    assert abs(expected - flat) > 0.01
+    assert result.curves["test loss"][np.searchsorted(result.alpha, 0.5)] == pytest.approx(expected, rel=1e-9)
+    assert any("recompute" in warning for warning in result.warnings)
+    assert "BatchNorm average" in result.summary()
+
+
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+@pytest.mark.parametrize("chunk", [7, 16, 50])
+def test_recomputed_statistics_are_the_population_s(kind, chunk):
+    module, features = normalised(kind)
+    f, point = objective(module, labelled(50, features, 4), chunk=chunk)
+    with torch.no_grad():
+        values = module.double()[0](f.rows.inputs).transpose(0, 1).flatten(1).numpy()
+    found = recomputed(f, point).buffers
+    np.testing.assert_allclose(found["1.running_mean"], values.mean(1), atol=1e-14)
+    np.testing.assert_allclose(found["1.running_var"], values.var(1, ddof=1), rtol=1e-13)
+
+
+def test_recomputed_agrees_with_a_cumulative_pass_of_torch():
+    module = filled(
+        nn.Sequential(
+            nn.Linear(3, 6),
+            nn.BatchNorm1d(6, momentum=None),
+            nn.ReLU(),
+            nn.Linear(6, 5),
+            nn.BatchNorm1d(5, momentum=None),
+        )
+    )
+    f, point = objective(module, labelled(50, (3,), 5))
+    assert f.buffers["1.num_batches_tracked"] == 0
+    module.double().train()(f.rows.inputs)
+    found = recomputed(f, point)
+    for name, value in module.named_buffers():
+        if "running" in name:
+            torch.testing.assert_close(found.buffers[name], value, rtol=1e-12, atol=1e-14)
+    assert found.norm == "eval"
+
+
+def test_nothing_of_the_user_s_is_written_to():
+    module, features = normalised("linear")
+    f, start = objective(module, labelled(50, features, 4), chunk=20)
+    given = {name: value.clone() + 1 for name, value in f.buffers.items()}
+    kept = [{n: v.clone() for n, v in place.items()} for place in (module.state_dict(), f.buffers, given)]
+    recomputed(f, start)
+    for bn in POLICIES:
+        barrier(f, f, start, 2 * start, bn=bn, start_buffers=given, end_buffers=given, points=5)
+    for place, before in zip((module.state_dict(), f.buffers, given), kept, strict=True):
+        torch.testing.assert_close(dict(place), before, rtol=0, atol=0)
+    assert module.training
+    assert all(not part._forward_pre_hooks for skeleton in f.model.skeletons.values() for part in skeleton.modules())
+
+
+class Chosen(nn.Module):
+    """A linear layer on columns that an integer buffer names."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 3)
+        self.register_buffer("columns", torch.tensor([0, 2]))
+
+    def forward(self, x):
+        return self.linear(x[:, self.columns])
+
+
+def test_integer_buffers_are_the_start_s():
+    f, start = objective(filled(Chosen()), labelled(12, (3,), 3))
+    other = {"columns": torch.tensor([1, 0])}
+    result = barrier(f, None, start, 2 * start, end_buffers=other)
+    np.testing.assert_array_equal(result.curves["train loss"], barrier(f, None, start, 2 * start).curves["train loss"])
+    assert result.bn == "none needed"
+    module, features = normalised("linear")
+    g, point = objective(module, labelled(12, features, 3))
+    tracked = recomputed(g, point).buffers["1.num_batches_tracked"]
+    assert (tracked.dtype, int(tracked)) == (torch.int64, 0)
+
+
+def test_endpoint_and_batch_policies():
+    f, start, end, buffers = scaled_ends("linear")
+    own = f.with_buffers(buffers["start_buffers"])
+    fixed = barrier(f, None, start, end, bn="endpoint", **buffers)
+    assert fixed.curves["train loss"][-1] == pytest.approx(float(own(end)), rel=1e-12)
+    batch = barrier(f, None, start, end, bn="batch", **buffers)
+    np.testing.assert_allclose(batch.curves["train loss"], float(f.with_buffers(f.buffers, "batch")(start)), rtol=1e-9)
+
+
+def test_chunks_for_batch_statistics_are_even_and_seeded():
+    module, features = normalised("linear")
+    f, start = objective(module, labelled(33, features, 4), chunk=32)  # torch refuses a rest of one row
+    first, again, other = (barrier(f, None, start, 2 * start, bn="batch", points=3, seed=s) for s in (0, 0, 1))
+    same(again, first)
+    assert first.curves["train loss"][0] != other.curves["train loss"][0]
+    with pytest.raises(UsageError, match="at least 2 rows"):
+        recomputed(f.on(slice(0, 1)), start)
+
+
+@pytest.mark.parametrize("norm", [nn.Identity(), nn.LayerNorm(6), nn.GroupNorm(2, 6)])
+def test_without_batch_norm_no_policy_is_needed(norm):
+    f, start = objective(filled(nn.Sequential(nn.Linear(3, 6), norm, nn.Linear(6, 4))), labelled(30, (3,), 4))
+    assert recomputed(f, start) is f
+    curves = [barrier(f, None, start, 2 * start, bn=bn) for bn in POLICIES]
+    assert {result.bn for result in curves} == {"none needed"}
+    for result in curves[1:]:
+        same(result, curves[0])
+
+
+def test_one_set_of_statistics_for_both_ends_is_warned_of():
+    f, start, end, buffers = scaled_ends("linear")
+    said = [" ".join(barrier(f, None, start, end, points=3, **given).warnings) for given in ({}, buffers)]
+    assert ["one set" in text for text in said] == [True, False]
+
+
+# -- the answer -------------------------------------------------------------------------------------------------------
+
+
+def test_json_round_trip_draws_the_same(pair):
+    train, test, start, end = pair
+    result = barrier(train, test, start, end)
+    back = Barrier.from_json(result.to_json())
+    same(back, result)
+    assert styles.rendered(back, "svg") == styles.rendered(result, "svg")
+    assert [trace.name for trace in back.figure().data if trace.name] == [
+        "test error",
+        "train error",
+        "test loss",
+        "train loss",
+    ]
+    np.testing.assert_array_equal(back.figure().data[1].y, 100 * result.curves["test error"])
+    assert json.loads(result.to_json())["barriers"]["test loss"]["midpoint"] == result.value("test", "loss", "midpoint")
+    assert result.provenance["D"] == len(start)
+
+
+def test_the_summary_names_definition_grid_place_and_unit(pair):
+    train, test, start, end = pair
+    result = barrier(train, test, start, end)
+    line = result.summary()
+    for part in (
+        f"test-error barrier {100 * result.value():.1f} pp",
+        "linear baseline, 25+8 points, at a = 0.",
+        "test-loss barrier",
+    ):
+        assert part in line
+    assert "\n" not in line
+    assert result.panels() == ("error", "loss")
+    assert "midpoint" in result.caption()
+    function, *ends = along(lambda a: a * (1 - a))
+    assert barrier(function, None, *ends).panels() == ("loss",)
+    assert (
+        barrier(function, None, *ends)
+        .summary()
+        .startswith("train-loss barrier 0.25 (linear baseline, 25+8 points, at a = 0.50)")
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"points": 30}, "odd"),
+        ({"points": 1}, "Take 3"),
+        ({"refine": -1}, "refine"),
+        ({"bn": "recomptue"}, "Did you mean 'recompute'"),
+        ({"chance": 1.5}, "chance"),
+        ({"end_buffers": {"x": torch.zeros(1)}}, "end_buffers"),
+    ],
+)
+def test_wrong_options_are_refused(pair, options, match):
+    train, test, start, end = pair
+    with pytest.raises(UsageError, match=match):
+        barrier(train, test, start, end, **options)
+
+
+def test_wrong_points_and_names_are_refused(pair):
+    train, test, start, end = pair
+    with pytest.raises(UsageError, match="two points of shape"):
+        barrier(train, test, start, end[:-1])
+    result = barrier(train, None, start, end, points=3, refine=0)
+    with pytest.raises(UsageError, match="train error"):
+        result.value("test")
+    with pytest.raises(UsageError, match="over-mean"):
+        result.value(definition="over-meen")
+    with pytest.raises(UsageError, match="panel 'lost'"):
+        result.plot(None, "lost")
