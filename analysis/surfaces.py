@@ -432,7 +432,8 @@ class Surface(Result):
             marks = _marks(low, high)
             shown = np.ma.masked_invalid(self.loss)
             filled = ax.contourf(self.x, self.y, shown, levels, norm=norm, cmap=styles.SEQUENTIAL)
-            bar = ax.figure.colorbar(filled, ax=ax, label="loss", pad=0.02)
+            bar = ax.figure.colorbar(filled, ax=ax, pad=0.02)
+            bar.ax.set_title("loss")
             bar.set_ticks(marks.tolist(), labels=[f"{mark:g}" for mark in marks])
             bar.ax.minorticks_off()
             # white lines on the dark half of the colours, black ones on the light half
