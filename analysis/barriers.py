@@ -371,7 +371,7 @@ def recomputed(f: Objective, z: Tensor) -> Objective:
         for name, layer in layers.items():
             stack.enter_context(layer.register_forward_pre_hook(partial(count, tally=tallies[name])))
         for rows in f.rows.chunks(f.chunk):
-            f.model.forward(w, f.buffers, rows.inputs, "batch")
+            f.model.forward(f.model.split(w), f.buffers, rows.inputs, "batch")
     buffers = dict(f.buffers)
     for name, tally in tallies.items():
         for key, statistic in (("running_mean", tally.mean), ("running_var", tally.squares / max(tally.count - 1, 1))):

@@ -114,8 +114,8 @@ def _plain(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _text(value: str) -> str:
-    return html.escape(value, quote=True)
+def _text(value: object) -> str:
+    return html.escape(str(value), quote=True)
 
 
 def _plotly() -> str:

@@ -17,7 +17,7 @@ import cyclopts
 import yaml
 
 from landscape.cli import looking, making, measuring
-from landscape.errors import LandscapeError, UsageError
+from landscape.errors import LandscapeError, UsageError, unknown
 
 
 def _version() -> str:
@@ -30,6 +30,7 @@ app = cyclopts.App(
     name="landscape",
     help="Measure the geometry of neural-network loss landscapes, on your own checkpoints or on runs trained here.",
     version=_version,
+    suppress_keyboard_interrupt=False,  # main says what is kept
     help_format="plaintext",
     help_epilogue="A RUN is a folder; RUN@step=500, RUN@init and RUN@last are points in it. Start with: landscape demo --out landscape-demo",
 )
@@ -64,16 +65,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         # the reader (head, less) has what it wanted: end quietly, and keep Python from flushing into the closed pipe again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        return 0  # the same, of what rich prints (help), which has silenced stdout itself
     except OSError as error:
         from landscape.runs import describe_failure
 
         return _complain(str(describe_failure(error)), LandscapeError.exit_code)
     except MemoryError:
         return _complain("not enough memory. Use fewer rows (--rows), fewer eigenvalues, or float32.", LandscapeError.exit_code)
-    except RuntimeError as error:
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+    except Exception as error:
+        if isinstance(error, RuntimeError) and ("out of memory" in str(error) or "can't allocate memory" in str(error)):
+            return _complain(f"not enough memory ({str(error).splitlines()[0]}). Use fewer rows (--rows), fewer eigenvalues, or float32.", LandscapeError.exit_code)
+        if not (lines := _theirs(error)):
             raise
-        return _complain(f"not enough memory ({str(error).splitlines()[0]}). Use fewer rows (--rows), fewer eigenvalues, or float32.", LandscapeError.exit_code)
+        return _complain(f"your code failed:\n{lines}", LandscapeError.exit_code)
+
+
+def _theirs(error: Exception) -> str:
+    """The user's own lines in the traceback of what a model or a loss raised while it was computed, and the error; empty where there are none."""
+    import sysconfig
+    import traceback
+
+    ours = Path(__file__).resolve().parents[1]
+    others = [ours / name for name in ("landscape", "cli", "analysis")] if (ours / "landscape").is_dir() else [ours]
+    others += [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).is_file() and not any(Path(frame.filename).resolve().is_relative_to(folder) for folder in others)
+    ]
+    return "".join([*traceback.format_list(frames), *traceback.format_exception_only(error)]).rstrip() if frames else ""
 
 
 def _complain(message: str, code: int) -> int:
@@ -89,7 +112,7 @@ def _command(arguments: Sequence[str]) -> str:
 def _config(arguments: list[str]) -> tuple[list[str], tuple[Any, ...]]:
     """Take `--config FILE` (repeatable, the later wins; flags win over all) out of the arguments."""
     rest: list[str] = []
-    configs: list[Any] = []
+    found: list[tuple[Path, dict[str, Any]]] = []
     waiting = iter(arguments)
     for argument in waiting:
         name, given, value = argument.partition("=")
@@ -97,8 +120,15 @@ def _config(arguments: list[str]) -> tuple[list[str], tuple[Any, ...]]:
             rest.append(argument)
             continue
         path = Path(value if given else next(waiting, ""))
-        configs.append(cyclopts.config.Dict(_options(path), source=str(path), use_commands_as_keys=False))
-    return rest, tuple(reversed(configs))
+        found.append((path, _options(path)))
+    if found and rest and rest[0] in app:
+        flags = {name for argument in app[rest[0]].assemble_argument_collection() for name in argument.names}
+        allowed = {flag.removeprefix("--") for flag in flags if flag.startswith("--")} - {"config"}
+        for path, options in found:
+            for key in options:
+                if key not in allowed:
+                    raise unknown(f"option in {path}:", key, allowed)
+    return rest, tuple(cyclopts.config.Dict(options, source=str(path), use_commands_as_keys=False) for path, options in reversed(found))
 
 
 def _options(path: Path) -> dict[str, Any]:

@@ -89,10 +89,10 @@ def plot(result: Path, out: Path, /) -> None:
 
     format = styles.format_of(out)
     answer = history(Run.open(result)) if result.is_dir() else load(result)
-    if format == "html":
+    if format == "html" and answer.panels():
         data: bytes | str = reports.page(answer.summary(), [f"<p>{html.escape(answer.summary())}</p>", reports.live(answer, "live")])
     else:
-        data = styles.rendered(answer, format)
+        data = styles.rendered(answer, "svg" if format == "html" else format)  # which refuses an answer that has no picture
     files.write_atomic(out, data)
     print(out)
 
@@ -151,7 +151,7 @@ def _headline(path: Path) -> dict[str, str]:
     try:
         record = json.loads(path.read_text())
         return {"path": str(path), "kind": str(record["kind"]), "summary": str(record["summary"])}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return {"path": str(path), "kind": "damaged", "summary": "this file cannot be read"}
 
 

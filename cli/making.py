@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from landscape import files
 from landscape.cli.options import Common, note
-from landscape.errors import UsageError
+from landscape.errors import LandscapeError, UsageError
 from landscape.runs import Run
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ def train(
     momentum: float | None = None,
     weight_decay: float | None = None,
     schedule: Literal["constant", "step", "cosine"] | None = None,
-    milestones: tuple[float, ...] | None = None,
+    milestones: Annotated[tuple[float, ...] | None, Parameter(negative="")] = None,
     warmup: int | None = None,
     clip: float | None = None,
     augment: str | None = None,
@@ -122,16 +124,17 @@ def train(
         **_fields(recipe), "record_every": every, "evaluations": evaluations,
     }  # fmt: skip
     run = Run(out)
-    if not run.begin("train", options, _about(found)):
-        with stop_signals():
-            _watch(
-                record(
-                    run, found, recipe, seed=common.seed, every=every, evaluations=evaluations, device=device, dtype=dtype, commit_seconds=commit_seconds
-                ),
-                f"training {found.name}",
-            )
-    else:
-        note(f"({out} is already finished)")
+    with _begun(run):
+        if not run.begin("train", options, _about(found)):
+            with stop_signals():
+                _watch(
+                    record(
+                        run, found, recipe, seed=common.seed, every=every, evaluations=evaluations, device=device, dtype=dtype, commit_seconds=commit_seconds
+                    ),
+                    f"training {found.name}",
+                )
+        else:
+            note(f"({out} is already finished)")
     _announce(run, common.json)
 
 
@@ -187,15 +190,10 @@ def import_(
         "allow_nonfinite": allow_nonfinite,
     }  # fmt: skip
     run = Run(out)
-    existed = out.exists()
-    if not run.begin("import", options, _about(found)):
-        try:
+    with _begun(run):
+        if not run.begin("import", options, _about(found)):
             for line in import_checkpoints(run, found, checkpoints, allow_nonfinite=allow_nonfinite):
                 note(line)
-        except BaseException:
-            if not existed:  # nothing was committed: leave no half-made run behind
-                _remove_empty(run)
-            raise
     _announce(run, common.json)
 
 
@@ -208,7 +206,7 @@ def _watch(descent: Iterator[Progress], text: str) -> None:
     from rich import progress
     from rich.console import Console
 
-    columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.TimeRemainingColumn(), progress.TextColumn("{task.fields[state]}"))
+    columns = (progress.TextColumn("{task.description}", markup=False), progress.BarColumn(), progress.TimeRemainingColumn(), progress.TextColumn("{task.fields[state]}"))
     with progress.Progress(*columns, console=Console(stderr=True)) as bar:
         line = bar.add_task(text, total=None, state="")
         for state in descent:
@@ -220,7 +218,7 @@ def _every(text: str, steps: int) -> int | Literal["log"]:
         return "log"
     if text == "auto":
         return max(1, steps // 200)
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"--record-every takes a number of steps, log or auto; got {text!r}.")
     return int(text)
 
@@ -261,8 +259,21 @@ def _announce(run: Run, as_json: bool) -> None:
         print(f"  {run.folder}")
 
 
-def _remove_empty(run: Run) -> None:
+@contextlib.contextmanager
+def _begun(run: Run) -> Iterator[None]:
+    """Take back a run that was begun here and failed before its first row: the corrected command then finds the folder as it was."""
     import shutil
 
-    if not (run.trajectory_path / "manifest.jsonl").exists():
-        shutil.rmtree(run.folder, ignore_errors=True)
+    ours, folder_too = not run.record_path.exists(), not run.folder.exists()
+    try:
+        yield
+    except BaseException:
+        if ours and run.record_path.exists():
+            with contextlib.suppress(LandscapeError, OSError), files.exclusive(run.folder):
+                if not (run.trajectory_path / "manifest.jsonl").exists():
+                    shutil.rmtree(run.trajectory_path, ignore_errors=True)
+                    for path in (run.metrics_path, run.resume_path, run.record_path, run.folder / ".lock"):
+                        path.unlink(missing_ok=True)
+                    if folder_too:
+                        run.folder.rmdir()
+        raise

@@ -45,7 +45,7 @@ def check(
         _tell_table(_check_task(subject, options, common), None, common.json)
         return
     where = place(subject, at)
-    question = {"subject": str(where), **_asked(options, common)}
+    question = {"subject": where.within(where.run), **_asked(options, common)}
 
     def compute() -> Result:
         site, task = _site(where, options, common)
@@ -113,7 +113,7 @@ def spectrum(
         site, task = _site(where, options, common)
         return _about(measure(site.train, site.point, seed=common.seed, **chosen), site, task)  # type: ignore[arg-type]
 
-    answer(where.run, "spectrum", {"place": str(where), **chosen, **_asked(options, common)}, compute, common.json)
+    answer(where.run, "spectrum", {"place": where.within(where.run), **chosen, **_asked(options, common)}, compute, common.json)
 
 
 def barrier(
@@ -164,7 +164,7 @@ def barrier(
         )
         return _about(found, one, task)
 
-    answer(start.run, "barrier", {"first": str(start), "second": str(end), **chosen, **_asked(options, common)}, compute, common.json)
+    answer(start.run, "barrier", {"first": start.within(start.run), "second": end.within(start.run), **chosen, **_asked(options, common)}, compute, common.json)
 
 
 def surface(
@@ -206,7 +206,7 @@ def surface(
         site, task = _site(where, options, common)
         return _about(measure(site.train, site.point, trajectory=where.run.trajectory(), seed=common.seed, **chosen), site, task)  # type: ignore[arg-type]
 
-    answer(where.run, "surface", {"place": str(where), **chosen, **_asked(options, common)}, compute, common.json)
+    answer(where.run, "surface", {"place": where.within(where.run), **chosen, **_asked(options, common)}, compute, common.json)
 
 
 def _is_run(subject: str) -> bool:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from landscape.errors import UsageError, unknown
-from landscape.objectives import Buffers, Inputs, Objective, Rows
+from landscape.objectives import Buffers, Inputs, Objective, Parts, Rows, flat, leaves
 from landscape.seeds import child_seed, generator, global_stream
 
 OPTIMIZERS = ("sgd", "adam")
@@ -251,27 +251,23 @@ class _TrainingGradient:
             w = f.lift(z)
             if z.ndim == 2 and not f.model.lockstep:
                 return self._loop(w, buffers, rows, own)
-            leaf = w.detach().requires_grad_()
+            parts = leaves(f.model, w)
             with torch.enable_grad():
-                if z.ndim == 1:
-                    loss, after = self._mean_loss(leaf, buffers, rows)
-                else:
-                    loss, after = self._vmapped(leaf, buffers, rows, own)
-                (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+                loss, after = self._mean_loss(parts, buffers, rows) if z.ndim == 1 else self._vmapped(parts, buffers, rows, own)
+                gradient = flat(torch.autograd.grad(loss.sum(), parts, materialize_grads=True), len(z) if z.ndim == 2 else 0)
         return loss.detach(), f.project(gradient), after
 
-    def _mean_loss(self, w: Tensor, buffers: Buffers, rows: Rows) -> tuple[Tensor, Buffers]:
-        outputs, after = self._f.model.forward(w, buffers, rows.inputs, "train")
-        losses, weights = self._f.loss.rows(outputs, rows.targets)
-        return losses.sum() / weights.sum(), after
+    def _mean_loss(self, parts: Parts, buffers: Buffers, rows: Rows) -> tuple[Tensor, Buffers]:
+        outputs, after = self._f.model.forward(parts, buffers, rows.inputs, "train")
+        return self._f.loss.mean(outputs, rows.targets), after
 
-    def _vmapped(self, w: Tensor, buffers: Buffers, rows: Rows, own: bool) -> tuple[Tensor, Buffers]:
-        def one(w: Tensor, buffers: Buffers, inputs: Inputs, targets: Tensor) -> tuple[Tensor, Buffers]:
-            return self._mean_loss(w, buffers, Rows(inputs, targets))
+    def _vmapped(self, parts: Parts, buffers: Buffers, rows: Rows, own: bool) -> tuple[Tensor, Buffers]:
+        def one(parts: Parts, buffers: Buffers, inputs: Inputs, targets: Tensor) -> tuple[Tensor, Buffers]:
+            return self._mean_loss(parts, buffers, Rows(inputs, targets))
 
         axis = 0 if own and self._recipe.batch_size else None
         mapped = torch.func.vmap(one, in_dims=(0, 0, axis, axis), randomness="different")
-        loss, after = mapped(w, dict(buffers), rows.inputs, rows.targets)
+        loss, after = mapped(parts, dict(buffers), rows.inputs, rows.targets)
         return loss, after
 
     def _loop(self, w: Tensor, buffers: Buffers, rows: Rows, own: bool) -> tuple[Tensor, Tensor, Buffers]:
@@ -280,10 +276,10 @@ class _TrainingGradient:
             mine = rows
             if own and self._recipe.batch_size:
                 mine = rows.member(member)
-            leaf = w[member].detach().requires_grad_()
+            parts = leaves(self._f.model, w[member])
             with torch.enable_grad():
-                loss, after = self._mean_loss(leaf, {name: value[member] for name, value in buffers.items()}, mine)
-                (gradient,) = torch.autograd.grad(loss, leaf)
+                loss, after = self._mean_loss(parts, {name: value[member] for name, value in buffers.items()}, mine)
+                gradient = flat(torch.autograd.grad(loss, parts, materialize_grads=True))
             losses.append(loss.detach())
             gradients.append(gradient)
             afters.append(after)

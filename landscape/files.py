@@ -25,8 +25,11 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Replace the file at `path` by `data`, wholly or not at all. OSError (disk full, read-only) leaves the old file as it was."""
+def write_atomic(path: Path, data: bytes | str, *, new: bool = False) -> None:
+    """Replace the file at `path` by `data`, wholly or not at all. OSError (disk full, read-only) leaves the old file as it was.
+
+    new: raise FileExistsError where there is a file already, also one that another process has just made.
+    """
     raw = data.encode() if isinstance(data, str) else data
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -35,7 +38,11 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if new:
+            os.link(temporary, path)
+            temporary.unlink()
+        else:
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

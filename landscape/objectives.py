@@ -36,6 +36,7 @@ from landscape.trajectories import Entry, Layout
 
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 Buffers = Mapping[str, Tensor]
+Parts = tuple[Tensor, ...]
 NormMode = Literal["eval", "batch"]
 
 
@@ -105,6 +106,14 @@ class Loss:
     name: str
     rows: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     classifies: bool  # outputs (n, classes) and integer targets: accuracy is defined
+    fused: Callable[[Tensor, Tensor], Tensor] | None = None  # torch's own sum l_i / sum c_i in one kernel, where it has one
+
+    def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """sum l_i / sum c_i over a mini-batch."""
+        if self.fused is not None:
+            return self.fused(outputs, targets)
+        losses, weights = self.rows(outputs, targets)
+        return losses.sum() / weights.sum()
 
     @staticmethod
     def of(loss: str | nn.Module | Callable[..., Tensor] | Loss) -> Loss:
@@ -140,12 +149,13 @@ def _from_module(module: nn.Module, name: str) -> Loss:
         raise UsageError(f"the loss {name} has reduction={module.reduction!r}; objectives are means over rows, so give it with reduction='mean'.")
     rowwise = copy.deepcopy(module)
     rowwise.reduction = "none"  # type: ignore[assignment]
+    stateless = not any(True for _ in module.buffers())
     classifies = isinstance(module, (nn.CrossEntropyLoss, nn.NLLLoss))
     class_weights = getattr(module, "weight", None) if classifies else None
     ignored = getattr(module, "ignore_index", -100)
 
     def rows(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        losses = rowwise.to(outputs.device, outputs.dtype)(outputs, targets)
+        losses = (rowwise if stateless else rowwise.to(outputs.device, outputs.dtype))(outputs, targets)
         if not classifies or targets.is_floating_point():  # probabilities as targets: plain mean
             return _ones(_per_row(_checked(losses, outputs)))
         counted = (targets != ignored).to(losses.dtype)
@@ -155,7 +165,7 @@ def _from_module(module: nn.Module, name: str) -> Loss:
             return losses, counted
         return losses.flatten(1).sum(1), counted.flatten(1).sum(1)
 
-    return Loss(name, rows, classifies)
+    return Loss(name, rows, classifies, copy.deepcopy(module) if stateless else None)
 
 
 def _per_row(values: Tensor) -> Tensor:
@@ -197,7 +207,10 @@ class Predictor(Protocol):
     def stochastic(self) -> bool:
         """Whether it draws random numbers in train mode (dropout)."""
 
-    def forward(self, w: Tensor, buffers: Buffers, inputs: Inputs, mode: str = "eval") -> tuple[Tensor, Buffers]:
+    def split(self, w: Tensor) -> Parts:
+        """The parameter tensors in a flat vector w (..., D): views (..., *shape) in the layout's order."""
+
+    def forward(self, parts: Parts, buffers: Buffers, inputs: Inputs, mode: str = "eval") -> tuple[Tensor, Buffers]:
         """Outputs (n, ...), and the buffers after the pass. mode: `eval`; `batch` (BatchNorm by batch statistics, no dropout); `train`."""
 
 
@@ -260,12 +273,15 @@ class Network:
         network = Network(Layout(tuple(entries), aliases), skeletons, frozen, lockstep, recurrent, stochastic)
         return network, torch.cat(parts), buffers
 
-    def forward(self, w: Tensor, buffers: Buffers, inputs: Inputs, mode: str = "eval") -> tuple[Tensor, Buffers]:
+    def split(self, w: Tensor) -> Parts:
         """See Predictor."""
         entries = self.layout.of("parameter")
-        # split and not slicing: its backward is one concatenation, that of K slices writes K x D zeros
-        parts = torch.split(w, [entry.size for entry in entries])
-        state: dict[str, Tensor] = {entry.name: part.view(entry.shape) for entry, part in zip(entries, parts, strict=True)}
+        pieces = torch.split(w, [entry.size for entry in entries], dim=-1)
+        return tuple(piece.view(*w.shape[:-1], *entry.shape) for entry, piece in zip(entries, pieces, strict=True))
+
+    def forward(self, parts: Parts, buffers: Buffers, inputs: Inputs, mode: str = "eval") -> tuple[Tensor, Buffers]:
+        """See Predictor."""
+        state: dict[str, Tensor] = {entry.name: part for entry, part in zip(self.layout.of("parameter"), parts, strict=True)}
         if mode != "eval" and buffers:
             buffers = {name: value.clone() for name, value in buffers.items()}
         state.update(self.frozen)
@@ -311,9 +327,23 @@ class Formula:
     recurrent: bool = False
     stochastic: bool = False
 
-    def forward(self, w: Tensor, buffers: Buffers, inputs: Inputs, mode: str = "eval") -> tuple[Tensor, Buffers]:
+    def split(self, w: Tensor) -> Parts:
         """See Predictor."""
-        return self.function(w).reshape(1), buffers
+        return (w,)
+
+    def forward(self, parts: Parts, buffers: Buffers, inputs: Inputs, mode: str = "eval") -> tuple[Tensor, Buffers]:
+        """See Predictor."""
+        return self.function(parts[0]).reshape(1), buffers
+
+
+def leaves(model: Predictor, w: Tensor) -> Parts:
+    """The parameter tensors in w (..., D), each to be differentiated by itself: a third faster than through views of one vector."""
+    return tuple(part.detach().requires_grad_() for part in model.split(w))
+
+
+def flat(parts: Sequence[Tensor], members: int = 0) -> Tensor:
+    """The inverse of split: (D,), or (E, D) for the parts of `members` vectors."""
+    return torch.cat([part.reshape(members, -1) if members else part.reshape(-1) for part in parts], dim=-1)
 
 
 # -- the objective ----------------------------------------------------------------------------------------------------
@@ -426,27 +456,27 @@ class Objective:
         if self._points(z).ndim == 2:
             values = [self.value(point) for point in z]
             return Value(torch.stack([v.loss for v in values]), torch.stack([v.accuracy for v in values]))
-        w = self.lift(z)
+        parts = self.model.split(self.lift(z))
         loss = weight = right = torch.zeros((), dtype=_exact(self.device), device=self.device)
         with torch.no_grad():
             for rows in self.rows.chunks(self.chunk):
-                losses, weights, correct = self._chunk(w, rows)
+                losses, weights, correct = self._chunk(parts, rows)
                 loss, weight, right = (a + b.to(a.dtype).sum() for a, b in ((loss, losses), (weight, weights), (right, correct)))
         return Value(loss / weight, right / len(self.rows))
 
     def by_row(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Loss l_i / mean(c) (N,) and correctness (N,) of each row at one point (d,); the mean of the first is f."""
-        w = self.lift(self._points(z))
+        parts = self.model.split(self.lift(self._points(z)))
         with torch.no_grad():
-            parts = [self._chunk(w, rows) for rows in self.rows.chunks(self.chunk)]
-        losses, weights, correct = (torch.cat([part[i] for part in parts]) for i in range(3))
+            found = [self._chunk(parts, rows) for rows in self.rows.chunks(self.chunk)]
+        losses, weights, correct = (torch.cat([chunk[i] for chunk in found]) for i in range(3))
         return losses / weights.mean(), correct
 
     def outputs(self, z: Tensor) -> Tensor:
         """What the model answers for every row (N, ...) at one point (d,)."""
-        w = self.lift(self._points(z))
+        parts = self.model.split(self.lift(self._points(z)))
         with torch.no_grad():
-            return torch.cat([self._forward(w, rows)[0] for rows in self.rows.chunks(self.chunk)])
+            return torch.cat([self._forward(parts, rows) for rows in self.rows.chunks(self.chunk)])
 
     # -- derivatives ---------------------------------------------------------
 
@@ -459,15 +489,15 @@ class Objective:
         if self._points(z).ndim == 2 and not self.model.lockstep:
             pairs = [self.value_and_gradient(point) for point in z]
             return torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs])
-        w = self.lift(z).detach()
+        w = self.lift(z)
+        members = len(w) if w.ndim == 2 else 0
         loss = weight = torch.zeros((), dtype=_exact(self.device), device=self.device)
         gradient = torch.zeros_like(w)
         with torch.enable_grad():
-            leaf = w.requires_grad_()
+            parts = leaves(self.model, w)
             for rows in self.rows.chunks(self.chunk):
-                losses, weights = self._ensemble(leaf, rows) if leaf.ndim == 2 else self._chunk(leaf, rows)[:2]
-                (part,) = torch.autograd.grad(losses.sum(), leaf)
-                gradient += part
+                losses, weights = self._ensemble(parts, rows) if members else self._chunk(parts, rows)[:2]
+                gradient += flat(torch.autograd.grad(losses.sum(), parts, materialize_grads=True), members)
                 loss = loss + losses.detach().to(loss.dtype).sum(-1)
                 weight = weight + weights.detach().to(loss.dtype).sum(-1)
         scale = (1 / weight).to(gradient.dtype)
@@ -492,22 +522,21 @@ class Objective:
             raise UsageError(f"a point has shape ({self.dim},), many (E, {self.dim}); got {tuple(z.shape)}.")
         return z
 
-    def _forward(self, w: Tensor, rows: Rows) -> tuple[Tensor, Buffers]:
-        outputs, buffers = self.model.forward(w, self.buffers, rows.inputs, self.norm)
-        return outputs, buffers
+    def _forward(self, parts: Parts, rows: Rows) -> Tensor:
+        return self.model.forward(parts, self.buffers, rows.inputs, self.norm)[0]
 
-    def _chunk(self, w: Tensor, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        outputs, _ = self._forward(w, rows)
+    def _chunk(self, parts: Parts, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        outputs = self._forward(parts, rows)
         losses, weights = _explained(self.loss, outputs, rows.targets)
         return losses, weights, self.loss.correct(outputs.detach(), rows.targets)
 
-    def _ensemble(self, w: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+    def _ensemble(self, parts: Parts, rows: Rows) -> tuple[Tensor, Tensor]:
         """Losses and weights (E, n) of many parameter vectors (E, D) on the same rows."""
 
-        def one(member: Tensor) -> tuple[Tensor, Tensor]:
-            return self.loss.rows(self._forward(member, rows)[0], rows.targets)
+        def one(*member: Tensor) -> tuple[Tensor, Tensor]:
+            return self.loss.rows(self._forward(member, rows), rows.targets)
 
-        losses, weights = torch.func.vmap(one, out_dims=(0, 0))(w)
+        losses, weights = torch.func.vmap(one, out_dims=(0, 0))(*parts)
         return losses, weights
 
     def _curvature(self, z: Tensor, build: Callable[[Tensor, Rows, float], _Product], keep: bool | None) -> SymmetricOperator:
@@ -534,37 +563,43 @@ class Objective:
     def _total_weight(self, w: Tensor) -> float:
         """sum c_i. Only the losses know the weights, so one pass; most losses weigh every row 1 and this is N."""
         with torch.no_grad():
-            return float(sum(self._chunk(w, rows)[1].to(_exact(self.device)).sum() for rows in self.rows.chunks(self.chunk)))
+            parts = self.model.split(w)
+            return float(sum(self._chunk(parts, rows)[1].to(_exact(self.device)).sum() for rows in self.rows.chunks(self.chunk)))
 
     def _hessian_graph(self, w: Tensor, rows: Rows, total: float) -> _Product:
         with _twice_differentiable(self.model), torch.enable_grad():
-            leaf = w.clone().requires_grad_()
-            losses, _, _ = self._chunk(leaf, rows)
-            (gradient,) = torch.autograd.grad(losses.sum() / total, leaf, create_graph=True)
+            parts = leaves(self.model, w)
+            losses, _, _ = self._chunk(parts, rows)
+            slopes = torch.autograd.grad(losses.sum() / total, parts, create_graph=True, materialize_grads=True)
+        bent = [place for place, slope in enumerate(slopes) if slope.requires_grad]  # the others are constant in w: no curvature
 
         def product(v: Tensor) -> Tensor:
-            if not gradient.requires_grad:  # linear in w: no curvature
+            if not bent:
                 return torch.zeros_like(v)
-            return torch.autograd.grad(gradient, leaf, v, retain_graph=True, materialize_grads=True)[0]
+            along = self.model.split(v)
+            moved = torch.autograd.grad([slopes[i] for i in bent], parts, [along[i] for i in bent], retain_graph=True, materialize_grads=True)
+            return flat(moved)
 
         return product
 
     def _gauss_newton_graph(self, w: Tensor, rows: Rows, total: float) -> _Product:
         with _twice_differentiable(self.model), torch.enable_grad():
-            leaf = w.clone().requires_grad_()
-            outputs, _ = self._forward(leaf, rows)
+            parts = leaves(self.model, w)
+            outputs = self._forward(parts, rows)
             answer = outputs.detach().requires_grad_()
             losses, _ = self.loss.rows(answer, rows.targets)
             (slope,) = torch.autograd.grad(losses.sum() / total, answer, create_graph=True)
             dummy = torch.zeros_like(outputs, requires_grad=True)
-            (pulled,) = torch.autograd.grad(outputs, leaf, dummy, create_graph=True)
+            pulled = torch.autograd.grad(outputs, parts, dummy, create_graph=True, materialize_grads=True)
+        moving = [place for place, part in enumerate(pulled) if part.requires_grad]
 
         def product(v: Tensor) -> Tensor:
             if not slope.requires_grad:  # a loss linear in the outputs has no Gauss-Newton curvature
                 return torch.zeros_like(v)
-            (moved,) = torch.autograd.grad(pulled, dummy, v, retain_graph=True)  # J v
+            along = self.model.split(v)
+            (moved,) = torch.autograd.grad([pulled[i] for i in moving], dummy, [along[i] for i in moving], retain_graph=True)  # J v
             (bent,) = torch.autograd.grad(slope, answer, moved, retain_graph=True)  # H_l J v
-            return torch.autograd.grad(outputs, leaf, bent, retain_graph=True)[0]  # J^T H_l J v
+            return flat(torch.autograd.grad(outputs, parts, bent, retain_graph=True, materialize_grads=True))  # J^T H_l J v
 
         return product
 

@@ -137,7 +137,7 @@ def _orthogonalise(vector: Tensor, basis: Tensor) -> Tensor:
 
 
 def _norm(vector: Tensor) -> float:
-    # summed in float64 where the device has it: a float32 norm of a million entries is off by 5e-5 on a CPU, and so is then every eigenvalue
+    # summed in float64 where the device has it: a float32 norm of a million entries is off by 1e-5 and more on a CPU, and then so is every eigenvalue
     exact = torch.float32 if vector.device.type == "mps" else torch.float64
     return float(torch.linalg.vector_norm(vector, dtype=exact))
 
@@ -158,9 +158,8 @@ class Eigenpairs:
     products: int  # number of products with A
 
 
-# a pass that only looks for missed copies trusts its extreme values once their residuals are this share of |A|: a copy that it
-# missed would have to lie that deep in the noise of its start
-GLANCE = 1e-3
+# a pass that only looks for missed copies ends once its extreme residuals are within this many bounds: it needs to know where they lie, not what they are
+GLANCE = 10
 
 
 def eigenpairs(
@@ -204,7 +203,7 @@ def eigenpairs(
             better = _better(values, theta, bound, count, which)
             ends = _select(theta, min(2, len(theta)), "both") if which in ("both", "magnitude") else _select(theta, 1, which)
             # half of the bound: the rest is for what the pairs of earlier passes leave coupled to these
-            if np.all(errors[better] <= bound / 2) and (passes == 0 or np.all(errors[ends] <= max(bound, GLANCE * scale))):
+            if np.all(errors[better] <= bound / 2) and (passes == 0 or np.all(errors[ends] <= GLANCE * bound)):
                 break
         assert state is not None
         better = _better(values, theta, bound, count, which)

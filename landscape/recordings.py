@@ -143,7 +143,7 @@ def record(
             # an interrupt, a kill by signal, a full disk: keep what can be kept, and say in run.json how it ended
             if not isinstance(error, OSError):
                 commit()
-                run.update(state="failed" if isinstance(error, LandscapeError) else "interrupted", ended=now())
+                run.update(state="failed" if isinstance(error, Exception) else "interrupted", ended=now())
             raise
 
 

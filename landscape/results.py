@@ -65,7 +65,9 @@ class Result:
         raise TypeError(f"{type(self).__name__} has no interactive picture")
 
     def to_json(self) -> str:
-        """The answer as JSON text. NaN is null, infinities are the strings "inf" and "-inf"; arrays carry dtype and shape."""
+        """The answer as JSON text. Arrays carry dtype and shape, and hold NaN as null, infinities as "inf" and "-inf"; elsewhere, where None and strings
+        stand too, these are {"float": "nan"} and the like.
+        """
         fields = {field.name: _encode(getattr(self, field.name)) for field in dataclasses.fields(self)}
         record = {"kind": self.kind, "schema": SCHEMA, "summary": self.summary(), **fields}
         return json.dumps(record, allow_nan=False, indent=1) + "\n"
@@ -77,36 +79,42 @@ class Result:
             record = json.loads(text)
             name = record["kind"]
             schema = record["schema"]
+            if not isinstance(name, str):
+                raise TypeError(f"kind is {name!r}")
         except (ValueError, KeyError, TypeError) as error:
             raise UnsafeInputError(f"not a result of this tool: {error!r}. Give a results/*.json file.") from None
         if schema != SCHEMA:
             raise UnsafeInputError(f"a result of schema {schema}; this version reads schema {SCHEMA}. Run the analysis again.")
         if name not in Result.kinds:
-            raise unknown("kind of result", str(name), Result.kinds)
+            raise unknown("kind of result", name, Result.kinds)
         kind = Result.kinds[name]
         if not issubclass(kind, cls):
             raise UnsafeInputError(f"a result of kind {name!r} where {cls.__name__.lower()!r} was expected.")
-        values = {}
+        values: dict[str, Any] = {}
         for field in dataclasses.fields(kind):
             if field.name not in record:
                 raise UnsafeInputError(f"the {name} result lacks the field {field.name!r}: the file is damaged. Run the analysis again.")
-            stored = record[field.name]
-            values[field.name] = _number(stored) if field.type == "float" else _decode(stored)
-        values["warnings"] = tuple(values["warnings"])
+            try:
+                values[field.name] = _decode(record[field.name])
+                if field.name == "warnings":
+                    values["warnings"] = tuple(values["warnings"])
+            except (ValueError, KeyError, TypeError, OverflowError) as error:
+                raise UnsafeInputError(f"the field {field.name!r} of the {name} result is damaged ({error}). Run the analysis again.") from None
+            if field.type == "float" and not isinstance(values[field.name], (int, float)):
+                raise UnsafeInputError(f"the field {field.name!r} of the {name} result is no number: the file is damaged. Run the analysis again.")
         return kind(**values)
 
 
 def _encode(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return {"array": _encode(value.ravel().tolist()), "shape": list(value.shape), "dtype": str(value.dtype)}
+        numbers = value.ravel().tolist()
+        if value.dtype.kind == "f":
+            numbers = [number if math.isfinite(number) else _NON_FINITE[str(number)] for number in numbers]
+        return {"array": numbers, "shape": list(value.shape), "dtype": str(value.dtype)}
     if isinstance(value, np.generic):
         return _encode(value.item())
     if isinstance(value, float):
-        if math.isnan(value):
-            return None
-        if math.isinf(value):
-            return "inf" if value > 0 else "-inf"
-        return value
+        return value if math.isfinite(value) else {"float": str(value)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: _encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -118,17 +126,21 @@ def _encode(value: Any) -> Any:
     raise TypeError(f"a result holds plain numbers, strings and arrays; got {type(value).__name__}")
 
 
+# in arrays of floats, where nothing else can stand
+_NON_FINITE = {"nan": None, "inf": "inf", "-inf": "-inf"}
+
+
 def _decode(value: Any) -> Any:
     if isinstance(value, dict):
         if set(value) == {"array", "shape", "dtype"}:
-            floats = value["dtype"].startswith("float")
-            numbers = [_number(item) for item in value["array"]] if floats else value["array"]
-            return np.array(numbers, dtype=value["dtype"]).reshape(value["shape"])
+            dtype = np.dtype(value["dtype"])
+            if dtype.kind not in "fiubU":
+                raise TypeError(f"arrays of dtype {dtype}")
+            numbers = [math.nan if item is None else float(item) for item in value["array"]] if dtype.kind == "f" else value["array"]
+            return np.array(numbers, dtype=dtype).reshape(value["shape"])
+        if set(value) == {"float"}:
+            return float(value["float"])
         return {key: _decode(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_decode(item) for item in value]
     return value
-
-
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)

@@ -13,8 +13,10 @@ A place in a run is written `runs/a`, `runs/a@step=500`, `runs/a@init`, `runs/a@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
+import itertools
 import json
 import platform
 import re
@@ -171,10 +173,11 @@ class Run:
 
     def keep(self, kind: str, text: str) -> Path:
         """Write an answer as results/KIND.json, or KIND-2.json, ... where that is taken: no answer replaces another."""
-        number = 1
-        while (path := self.results_path / (f"{kind}.json" if number == 1 else f"{kind}-{number}.json")).exists():
-            number += 1
-        files.write_atomic(path, text)
+        for number in itertools.count(1):
+            path = self.results_path / (f"{kind}.json" if number == 1 else f"{kind}-{number}.json")
+            with contextlib.suppress(FileExistsError):
+                files.write_atomic(path, text, new=True)
+                break
         return path
 
 
@@ -187,6 +190,10 @@ class Place:
 
     def __str__(self) -> str:
         return f"{self.run.folder}@step={self.step}"
+
+    def within(self, run: Run) -> str:
+        """The place as an answer kept in `run` names it: a folder that is moved or written differently keeps its answers."""
+        return f"step={self.step}" if self.run.folder.resolve() == run.folder.resolve() else str(self)
 
 
 def place(text: str, default: str = "last") -> Place:

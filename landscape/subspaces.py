@@ -165,7 +165,7 @@ def _sparse(origin: Tensor, dim: int, generator: torch.Generator) -> Subspace:
     group[torch.randperm(ambient, generator=generator)] = torch.arange(ambient) % dim
     sizes = torch.bincount(group, minlength=dim)
     signs = torch.randint(0, 2, (ambient,), generator=generator) * 2 - 1
-    weights = (signs / sizes[group].sqrt()).to(origin)
+    weights = (signs / sizes[group].double().sqrt()).to(origin)
     group = group.to(origin.device)
 
     def project(g: Tensor) -> Tensor:
