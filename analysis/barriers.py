@@ -157,6 +157,11 @@ class Barrier(Result):
             said.append("Crosses at the foot: points that are not finite, left out.")
         return " ".join(said)
 
+    def table(self) -> list[tuple[str, ...]]:
+        """See Result: every curve by every definition."""
+        rows = [(name, *(_amount(value, name) for value in row.values())) for name, row in self.definitions().items()]
+        return [("curve", *DEFINITIONS), *rows]
+
     def panels(self) -> tuple[str, ...]:
         """See Result."""
         return ("error", "loss") if self._headline().endswith("error") else ("loss",)

@@ -32,7 +32,7 @@ body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var
 h1 { font-size: 1.7rem; margin: 0 0 .2rem; } h2 { font-size: 1.25rem; margin: 3rem 0 .3rem; padding-top: 1rem; border-top: 1px solid var(--line); }
 .soft, figcaption { color: var(--soft); } figcaption { font-size: .9rem; margin: .2rem 0 .8rem; } figure { margin: 0; }
 .warnings { border-left: 4px solid var(--warn); padding: .3rem 1rem; margin: 1.2rem 0; } .warnings h2 { border: 0; margin: 0; padding: 0; font-size: 1rem; color: var(--warn); }
-.found li { margin: .35rem 0; } table { border-collapse: collapse; font-size: .85rem; } td, th { text-align: left; padding: .2rem .9rem .2rem 0; vertical-align: top; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
+.found li { margin: .35rem 0; } table { border-collapse: collapse; font-size: .85rem; } td, th { text-align: left; padding: .2rem .9rem .2rem 0; vertical-align: top; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; } th { white-space: nowrap; }
 details { margin: .6rem 0; } summary { cursor: pointer; color: var(--soft); font-size: .9rem; } img { max-width: 100%; height: auto; }
 code { font-size: .9em; overflow-wrap: anywhere; } .live { min-height: 460px; }
 """

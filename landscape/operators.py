@@ -12,6 +12,7 @@ Ghorbani, Krishnan, Xiao 2019 (stochastic Lanczos quadrature for Hessians).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -227,13 +228,15 @@ def _better(known: np.ndarray, fresh: np.ndarray, margin: float, count: int, whi
     middle = (fresh[0] + fresh[-1]) / 2
     inward = {"largest": -1.0, "smallest": 1.0, "magnitude": -np.sign(fresh), "both": -np.sign(fresh - middle)}[which]
     chosen = _choose(np.append(known, fresh + margin * inward if len(known) else fresh), count, which)
-    return np.sort(chosen[chosen >= len(known)]) - len(known)
+    better: np.ndarray = np.sort(chosen[chosen >= len(known)]) - len(known)
+    return better
 
 
 def _choose(values: np.ndarray, count: int, which: Which) -> np.ndarray:
     """Indices of the `count` wanted among values of any order."""
-    ascending = np.argsort(values, kind="stable")
-    return ascending[_select(values[ascending], min(count, len(values)), which)]
+    ascending: np.ndarray = np.argsort(values, kind="stable")
+    chosen: np.ndarray = ascending[_select(values[ascending], min(count, len(values)), which)]
+    return chosen
 
 
 def _select(values: np.ndarray, count: int, which: Which) -> np.ndarray:
@@ -264,10 +267,8 @@ def quadrature(operator: SymmetricOperator, *, probes: int, steps: int, generato
     weights = np.zeros_like(nodes)
     products = 0
     for index in range(probes):
-        state = None
-        for state in lanczos(operator, _normal(operator, generators[index]), steps):
-            products += 1
-        assert state is not None
+        (state,) = deque(lanczos(operator, _normal(operator, generators[index]), steps), maxlen=1)
+        products += len(state.alphas)
         theta, omega = state.quadrature()
         nodes[index, : len(theta)], weights[index, : len(theta)] = theta, omega
     return Quadrature(nodes, weights, products)

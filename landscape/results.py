@@ -100,7 +100,7 @@ class Result:
                     values["warnings"] = tuple(values["warnings"])
             except (ValueError, KeyError, TypeError, OverflowError) as error:
                 raise UnsafeInputError(f"the field {field.name!r} of the {name} result is damaged ({error}). Run the analysis again.") from None
-            if field.type == "float" and not isinstance(values[field.name], (int, float)):
+            if field.type in (float, "float") and not isinstance(values[field.name], (int, float)):
                 raise UnsafeInputError(f"the field {field.name!r} of the {name} result is no number: the file is damaged. Run the analysis again.")
         return kind(**values)
 

@@ -1,0 +1,726 @@
+"""Bad inputs get one screen that says what was got, what is allowed and what to do, and an exit code.
+
+Nothing is lost by any of them. Most commands run in this process, through the `main` that the console script calls; a
+process of its own is started only where it is the point.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle  # noqa: TID251 (to make what must be refused)
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from landscape import files, objectives, recordings
+from landscape.cli.app import app, main
+from landscape.runs import Run
+
+PROBLEM = '''
+import torch
+from torch import nn
+
+def data():
+    x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    return x, (x[:, 0] > 0).long()
+
+def make():
+    """A problem."""
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), "cross-entropy", data()
+
+def with_nan():
+    x, y = data()
+    x[17, 2] = float("nan")
+    return nn.Linear(4, 2), "cross-entropy", (x, y)
+
+def raising():
+    raise LookupError("no such thing, says the user")
+
+class Broken(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) @ "seven"
+
+def broken_forward():
+    return Broken(4, 2), "cross-entropy", data()
+
+def odd_loss():
+    def loss(outputs, targets):
+        raise ZeroDivisionError("in the user's loss")
+    return nn.Linear(4, 2), loss, data()
+'''
+HERE = ["--steps", "20", "--batch-size", "10", "--record-every", "5", "--evaluations", "4"]
+
+
+@dataclass
+class Answer:
+    code: int
+    out: str
+    err: str
+
+
+class Shell:
+    """Runs command lines in this process and checks what holds for all of them."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *argv: object) -> Answer:
+        self._capsys.readouterr()
+        code = main([str(argument) for argument in argv])
+        out, err = self._capsys.readouterr()
+        assert "Traceback" not in out + err
+        return Answer(code, out, err)
+
+    def refused(self, code: int, *argv: object, says: str | tuple[str, ...] = ()) -> Answer:
+        """One screen on stderr, nothing on stdout."""
+        answer = self(*argv)
+        assert answer.code == code, answer.err
+        assert answer.out == ""
+        told = [line for line in answer.err.splitlines() if not line.startswith(("step ", "warning: "))]
+        assert told[0].startswith("landscape: ")
+        assert len(told) <= 12
+        assert len("".join(told)) < 2000
+        assert "/work" not in answer.err.replace(str(Path.cwd()), "")  # none of our own lines
+        for words in (says,) if isinstance(says, str) else says:
+            assert words in answer.err, answer.err
+        return answer
+
+
+@pytest.fixture
+def shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Shell:
+    monkeypatch.chdir(tmp_path)
+    return Shell(capsys)
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("problem") / "problem.py"
+    path.write_text(PROBLEM)
+    return f"{path}:make"
+
+
+def sibling(spec: str, name: str) -> str:
+    return spec.rpartition(":")[0] + ":" + name
+
+
+@pytest.fixture(scope="module")
+def made(spec: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with an answer; tests that write take a copy."""
+    folder = tmp_path_factory.mktemp("made") / "run"
+    assert main(["train", spec, *HERE, "--out", str(folder)]) == 0
+    assert main(["spectrum", str(folder), "--task", spec, "--top", "2"]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+# -- words that mean nothing ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["trian"], ('"trian"', '"train"', "landscape --help")),
+        (["train", "digits-mpl", "--out", "x"], ("'mpl'", "'mlp'")),
+        (["train", "digit-mlp", "--out", "x"], ("'digit'", "'digits'")),
+        (["train", "nonsense", "--out", "x"], ("nonsense", "file.py:function")),
+        (["train", "digits-mlp", "--out", "x", "--setps", "3"], ("--setps", "--steps", "landscape train --help")),
+        (["train", "digits-mlp", "more", "--out", "x"], "more"),
+        (["train", "digits-mlp"], "--out"),
+        (["train", "--out", "x"], "TASK"),
+        (["train", "digits-mlp", "--out"], "--out"),
+        (["train", "digits-mlp", "--out", "x", "--steps", "many"], ("--steps", '"many"', "int")),
+        (["train", "digits-mlp", "--out", "x", "--lr", "fast"], ("--lr", '"fast"')),
+        (["train", "digits-mlp", "--out", "x", "--lr", "nan"], "lr must be positive and finite; got nan"),
+        (["train", "digits-mlp", "--out", "x", "--lr", "0"], "got 0"),
+        (["train", "digits-mlp", "--out", "x", "--steps", "-3"], "steps must be at least 0; got -3"),
+        (["train", "digits-mlp", "--out", "x", "--momentum", "1"], "momentum must lie in [0, 1); got 1"),
+        (["train", "digits-mlp", "--out", "x", "--optimizer", "adma"], ('"adma"', '"adam"')),
+        (["train", "digits-mlp", "--out", "x", "--schedule", "cosin"], ('"cosin"', '"cosine"')),
+        (["train", "digits-mlp", "--out", "x", "--augment", "flop"], ("'flop'", "'flip'")),
+        (["train", "digits-mlp", "--out", "x", "--augment", "flip"], "is for image rows"),
+        (["train", "digits-mlp", "--out", "x", "--batch-size", "9999"], ("9999", "1437")),
+        (["train", "digits-mlp", "--out", "x", "--device", "tpu"], ('"tpu"', '"cpu"')),
+        (["train", "digits-mlp", "--out", "x", "--device", "mps"], ("mps", "--device cpu")),
+        (["train", "digits-mlp", "--out", "x", "--dtype", "float16"], ('"float16"', '"float32"')),
+        (["train", "digits-mlp", "--out", "x", "--precision", "bf16"], "bf16 autocast is for CUDA"),
+        (["train", "digits-mlp", "--out", "x", "--record-every", "0"], ("--record-every", "'0'", "log or auto")),
+        (["train", "digits-mlp", "--out", "x", "--record-every", "²"], "'²'"),
+        (["train", "digits-mlp", "--out", "x", "--evaluations", "0"], "--evaluations at least 1"),
+        (["train", "digits-mlp", "--out", "x", "--commit-seconds", "0"], "--commit-seconds must be positive"),
+        (["train", "digits-mlp", "--out", "x", "--limit", "0"], "0"),
+        (["train", "digits-mlp", "--out", "x", "--width", "nan"], "nan"),
+        (["train", "nofile.py:make", "--out", "x"], "nofile.py"),
+        (["train", "no_such_module:make", "--out", "x"], "no_such_module"),
+        (["import", "--task", "digits-mlp", "--out", "x"], "no checkpoint given"),
+        (["import", "x.pt", "--out", "x"], "--task"),
+        (["show", "nowhere"], "nowhere does not exist"),
+        (["report", "nowhere"], "nowhere does not exist"),
+        (["spectrum", "nowhere"], "nowhere does not exist"),
+        (["show"], "RUN"),
+    ],
+)
+def test_what_is_misspelt_is_a_usage_error(shell: Shell, argv: list[str], says: str | tuple[str, ...]) -> None:
+    shell.refused(2, *argv, says=says)
+    assert not Path("x").exists()  # and leaves nothing behind
+
+
+def test_a_misspelt_function_of_the_user_is_named(shell: Shell, spec: str) -> None:
+    shell.refused(2, "train", sibling(spec, "mkae"), "--out", "x", says=("'mkae'", "'make'"))
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("@step=7", "step 7 was not recorded. Nearest: 0, 5, 10 (5 rows from 0 to 20)"),
+        ("@setp=5", "cannot read the place 'setp=5'"),
+        ("@step=", "cannot read the place"),
+        ("@step=--5", "cannot read the place"),
+        ("@step=²", "cannot read the place"),
+        ("@step=" + "9" * 5000, "cannot read the place"),
+        ("@first", "Allowed: RUN, RUN@init, RUN@last, RUN@step=500"),
+    ],
+)
+@pytest.mark.parametrize("command", ["show", "spectrum"])
+def test_a_point_that_is_not_there_is_a_usage_error(
+    shell: Shell, made: Path, command: str, place: str, says: str
+) -> None:
+    if len(place) > 100:
+        says, place = "step=999", place[:100]
+    shell.refused(2, command, f"{made}{place}", says=says)
+
+
+def test_points_that_are_there_are_found(shell: Shell, made: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "a@b c ü"
+    shutil.copytree(made, odd)
+    for place in ("", "@last", "@init", "@step=15"):
+        assert shell("show", f"{odd}{place}").code == 0
+
+
+# -- options from a file ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("stepz: 3\n", ("unknown option in run.yaml: 'stepz'", "'steps'")),
+        ("batchsize: 3\n", ("'batchsize'", "'batch-size'")),
+        ("task: digits-mlp\n", "'task'"),
+        ("config: other.yaml\n", "'config'"),
+        ("train: {steps: 3}\n", "'train'"),
+        ("common: {seed: 3}\n", "'common'"),
+        ("help: true\n", "'help'"),
+        ("steps: many\n", ("steps", "many", "int")),
+        ("steps: yes\n", ("steps", "True")),
+        ("steps: [1, 2]\n", "steps"),
+        ("steps: {a: 1}\n", "steps"),
+        ("lr: .nan\n", "lr must be positive"),
+        ("lr: 1e-3x\n", "lr"),
+        ("optimizer: 3\n", ("optimizer", '"sgd"')),
+        ("milestones: [0.5, x]\n", "milestones"),
+        ("steps: 3\nlr: 0.1\nsteps: 4\n", "the key 'steps' is given twice"),
+        ("steps: &n 3\nwarmup: *n\n", "aliases are not allowed"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "aliases are not allowed"),
+        ("<<: {steps: 3}\n", "run.yaml"),
+        ("steps: !!python/object/apply:os.system ['touch hacked']\n", "could not determine a constructor"),
+        ("steps: !!python/name:os.system\n", "could not determine a constructor"),
+        ("\tsteps: 3\n", ("is not YAML", "'\\t'")),
+        ("steps:\t3\n\tlr: 1\n", "is not YAML"),
+        ("- steps\n", "must map option names to values, such as `steps: 2000`; got list"),
+        ("3\n", "got int"),
+        ("", "got NoneType"),
+        ("1: 2\n", "must map option names"),
+        ("steps: [3\n", "is not YAML"),
+        ("when: 2001-99-99\n", "is not YAML: month"),
+        ("steps: !!timestamp abc\n", "is not YAML"),
+        ("steps: !!int ''\n", "is not YAML"),
+        ("steps: !!map [a]\n", "is not YAML"),
+        ("? [a]\n: b\n", "unhashable"),
+        ("[" * 20_000, "is not YAML"),
+        ("x: " + "y" * 2**21, "is not YAML: 2,097,155 characters"),
+        ("a: \x07\n", "special characters are not allowed"),
+        (b"\xff\xfe\x00", "is not YAML"),
+    ],
+)
+def test_a_bad_file_of_options_is_a_usage_error(shell: Shell, text: str | bytes, says: str | tuple[str, ...]) -> None:
+    Path("run.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    shell.refused(2, "train", "digits-mlp", "--out", "x", "--config", "run.yaml", says=says)
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["run.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("path", "says"), [("none.yaml", "No such file"), (".", "Is a directory"), ("a/b", "Not a directory")]
+)
+def test_a_file_of_options_that_is_not_there_is_a_usage_error(shell: Shell, path: str, says: str) -> None:
+    Path("a").touch()
+    shell.refused(2, "train", "digits-mlp", "--out", "x", "--config", path, says=("--config", says))
+    shell.refused(2, "train", "digits-mlp", "--out", "x", f"--config={path}", says=("--config", says))
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"], ids=["plain", "BOM"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["LF", "CRLF"])
+def test_flags_win_over_files_and_later_files_over_earlier(shell: Shell, spec: str, start: bytes, end: bytes) -> None:
+    Path("a.yaml").write_bytes(start + b"steps: 8" + end + b"lr: 0.25" + end + b"batch_size: 10" + end)
+    Path("b.yaml").write_bytes(b"lr: 0.125\nwarmup: 3\n")
+    answer = shell("train", spec, "--out", "x", "--config", "a.yaml", "--config=b.yaml", "--warmup", "2")
+    assert answer.code == 0, answer.err
+    options = Run(Path("x")).options
+    assert [options[name] for name in ("steps", "lr", "batch_size", "warmup")] == [8, 0.125, 10, 2]
+
+
+# -- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def state(**changes: Any) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    return {**module.state_dict(), **changes}
+
+
+class Gadget:
+    """What runs a command when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("touch hacked",)
+
+
+def bad_checkpoints(folder: Path) -> dict[str, tuple[int, tuple[str, ...]]]:
+    """Files that must be refused: exit code and words."""
+    folder.mkdir()
+    torch.save(state(), folder / "good.pt")
+    good = (folder / "good.pt").read_bytes()
+    names = state()
+    names["9.weight"] = names.pop("2.weight")
+    torch.save(names, folder / "names.pt")
+    torch.save(state(**{"0.weight": torch.zeros(8, 5)}), folder / "shapes.pt")
+    torch.save(state(**{"0.bias": torch.full((8,), torch.nan)}), folder / "nan.pt")
+    (folder / "cut.pt").write_bytes(good[: len(good) // 2])
+    flipped = bytearray(good)
+    flipped[good.index(state()["2.weight"].numpy().tobytes()) + 5] ^= 16
+    (folder / "flipped.pt").write_bytes(flipped)
+    (folder / "empty.pt").touch()
+    torch.save({**state(), "gadget": Gadget()}, folder / "hostile.pt")
+    (folder / "raw.pt").write_bytes(
+        pickle.dumps({**{k: v.numpy() for k, v in state().items()}, "x": Gadget()}, protocol=2)
+    )
+    np.savez(folder / "objects.npz", weight=np.array([Gadget()], dtype=object))
+    safetensors.torch.save_file(state(), folder / "cut.safetensors")
+    os.truncate(folder / "cut.safetensors", 300)
+    (folder / "fake.safetensors").write_bytes(pickle.dumps(Gadget()))
+    (folder / "nothing").mkdir()
+    return {
+        "names.pt": (2, ("'2.weight'", "'9.weight'", "does not fit the model")),
+        "shapes.pt": (2, ("'0.weight' is (8, 5) where (8, 4) is due",)),
+        "nan.pt": (1, ("'0.bias' has 8 of 8 values that are NaN",)),
+        "cut.pt": (3, ("cut.pt",)),
+        "flipped.pt": (3, ("flipped.pt is damaged: the checksum",)),
+        "empty.pt": (3, ("empty.pt is empty",)),
+        "hostile.pt": (3, ("system", "Nothing in it was run")),
+        "raw.pt": (3, ("raw.pt", "Nothing in it was run")),
+        "objects.npz": (3, ("objects.npz", "Nothing in it was run")),
+        "cut.safetensors": (3, ("cut.safetensors",)),
+        "fake.safetensors": (3, ("looks like a pickle",)),
+        "nothing": (2, ("no checkpoint in", "*.safetensors")),
+        "missing.pt": (2, ("there is no checkpoint at",)),
+        "..": (2, ()),
+    }
+
+
+def test_bad_checkpoints_are_refused_and_nothing_in_them_is_run(shell: Shell, spec: str) -> None:
+    for name, (code, says) in bad_checkpoints(Path("checkpoints")).items():
+        shell.refused(code, "import", f"checkpoints/{name}", "--task", spec, "--out", "imported", says=says)
+        assert not Path("imported").exists(), name
+        assert not Path("hacked").exists(), name
+    # one bad among good: nothing of either is kept, and the corrected command works in the same folder
+    Path("imported").mkdir()
+    both = ["checkpoints/good.pt", "checkpoints/nan.pt"]
+    for index, name in enumerate(both):
+        Path(name).rename(f"checkpoints/step_{index}.pt")
+    shell.refused(
+        1,
+        "import",
+        "checkpoints/step_0.pt",
+        "checkpoints/step_1.pt",
+        "--task",
+        spec,
+        "--out",
+        "imported",
+        says="step_1.pt",
+    )
+    assert list(Path("imported").iterdir()) == []
+    answer = shell("import", "checkpoints/step_0.pt", "--task", spec, "--out", "imported")
+    assert answer.code == 0, answer.err
+    assert Run(Path("imported")).trajectory().steps.tolist() == [0]
+    assert shell("import", "checkpoints/step_1.pt", "--allow-nonfinite", "--task", spec, "--out", "with-nan").code == 0
+
+
+# -- the user's own code ----------------------------------------------------------------------------------------------
+
+
+def test_nan_in_the_data_is_refused_before_anything_is_trained(shell: Shell, spec: str) -> None:
+    for command in (["train", "--out", "x"], ["check"]):
+        shell.refused(2, command[0], sibling(spec, "with_nan"), *command[1:], says=("NaN", "row 17"))
+    assert not Path("x").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("raising", ("in raising", "LookupError: no such thing, says the user")),
+        ("broken_forward", ("in forward", '@ "seven"', "TypeError")),
+        ("odd_loss", ("in loss", "ZeroDivisionError: in the user's loss")),
+    ],
+)
+def test_an_error_of_the_user_s_code_shows_their_lines_and_not_ours(
+    shell: Shell, spec: str, name: str, says: tuple[str, ...]
+) -> None:
+    answer = shell.refused(
+        1,
+        "train",
+        sibling(spec, name),
+        *HERE,
+        "--out",
+        "x",
+        says=("your code", f'File "{spec.rpartition(":")[0]}"', *says),
+    )
+    assert "landscape/" not in answer.err
+    assert "torch" not in answer.err
+    assert not Path("x").exists()
+
+
+def test_a_run_s_file_makes_no_code_run(shell: Shell, run: Path, spec: str) -> None:
+    marker = Path("executed")
+    planted = Path("planted.py")
+    planted.write_text(f"open({str(marker)!r}, 'w')\n" + PROBLEM)
+    record = json.loads((run / "run.json").read_text())
+    record["options"]["task"] = f"{planted.resolve()}:make"
+    (run / "run.json").write_text(json.dumps(record))
+    for command in (["show"], ["report"], ["spectrum"], ["surface"], ["check"]):
+        answer = shell(*command, run)
+        assert answer.code == (0 if command[0] in ("show", "report") else 3), answer.err
+        assert not marker.exists()
+
+
+# -- folders ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_of_another_configuration_is_left_alone(shell: Shell, run: Path, spec: str) -> None:
+    before = contents(run)
+    says = ("holds another run", "lr: 0.05 there, 0.25 asked", "Choose another --out")
+    shell.refused(2, "train", spec, *HERE, "--lr", "0.25", "--out", run, says=says)
+    shell.refused(2, "import", "x.pt", "--task", spec, "--out", run, says="made by train, not import")
+    assert contents(run) == before
+    answer = shell("train", spec, *HERE, "--out", run)  # the same configuration: finished
+    assert answer.code == 0
+    assert "already finished" in answer.err
+    assert contents(run) == before
+
+
+def test_a_folder_that_is_no_run_is_left_alone(shell: Shell, spec: str) -> None:
+    Path("thesis").mkdir()
+    Path("thesis/chapter.tex").write_text("years of work")
+    says = "thesis is not empty and holds no run. Choose a new folder for --out"
+    shell.refused(2, "train", spec, *HERE, "--out", "thesis", says=says)
+    shell.refused(2, "import", "x.pt", "--task", spec, "--out", "thesis", says=says)
+    shell.refused(2, "report", "thesis", says="holds no run")
+    assert contents(Path("thesis")) == {"chapter.tex": b"years of work"}
+    shell.refused(1, "train", spec, *HERE, "--out", "thesis/chapter.tex", says="chapter.tex")
+    assert contents(Path("thesis")) == {"chapter.tex": b"years of work"}
+
+
+def test_what_a_kill_in_the_first_moment_leaves_is_no_obstacle(shell: Shell, spec: str) -> None:
+    Path("x").mkdir()
+    Path("x/.run.json.77.tmp").write_text('{"schema": 1, "ki')
+    Path("x/.lock").touch()
+    assert shell("train", spec, *HERE, "--out", "x").code == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (errno.ENOSPC, "the disk is full. Free space"),
+        (errno.EROFS, "the file system is read-only"),
+        (errno.EACCES, "no permission"),
+    ],
+)
+@pytest.mark.parametrize("allowed", [0, 3, 9, 12])
+def test_a_disk_that_takes_no_more_loses_nothing(
+    shell: Shell, spec: str, monkeypatch: pytest.MonkeyPatch, code: int, says: str, allowed: int
+) -> None:
+    """Full from the start, or after some writes: the same command goes on, and ends as one that was never stopped."""
+    fsync = os.fsync
+    left = allowed
+
+    def full(handle: int) -> None:
+        nonlocal left
+        if left == 0:
+            raise OSError(code, os.strerror(code), "x/file")
+        left -= 1
+        fsync(handle)
+
+    train = ["train", spec, *HERE, "--commit-seconds", "1e-9", "--out", "x"]
+    with monkeypatch.context() as broken:
+        broken.setattr(files.os, "fsync", full)
+        shell.refused(1, *train, says=says)
+    assert shell(*train).code == 0
+    assert shell(*train[:-1], "alone").code == 0
+    one, other = (Run(Path(name)) for name in ("x", "alone"))
+    assert one.trajectory().points().tobytes() == other.trajectory().points().tobytes()
+    assert one.metrics_path.read_bytes() == other.metrics_path.read_bytes()
+
+
+def test_a_full_disk_keeps_the_answers_and_pictures_that_were_there(
+    shell: Shell, run: Path, spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert shell("report", run).code == 0
+    assert shell("plot", run, "curve.svg").code == 0
+    before, picture = contents(run), Path("curve.svg").read_bytes()
+
+    def full(source: object, target: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    for call in ("replace", "link"):
+        monkeypatch.setattr(files.os, call, full)
+    for argv in (["report", run], ["plot", run, "curve.svg"], ["spectrum", run, "--task", spec, "--top", "1"]):
+        shell.refused(1, *argv, says=("the disk is full. Free space", "are kept"))
+    assert contents(run) == before | {".lock": before.get(".lock", b"")}
+    assert Path("curve.svg").read_bytes() == picture
+
+
+def test_a_second_writer_is_told_of_the_first(shell: Shell, spec: str) -> None:
+    train = ["train", spec, *HERE, "--out", "x"]
+    with files.exclusive(Path("x")):
+        shell.refused(1, *train, says=(f"x is being written by process {os.getpid()}", "--out"))
+    assert shell(*train).code == 0
+
+
+def test_an_interrupt_is_exit_130_and_the_same_command_goes_on(
+    shell: Shell, spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = ["train", spec, *HERE, "--out", "x"]
+    descend = recordings.descend
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts with & ignore it
+
+    def interrupted(*args: Any) -> Iterator[Any]:
+        for given in descend(*args):
+            if given.step == 12:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(5)  # the interrupt comes here
+            yield given
+
+    with monkeypatch.context() as broken:
+        broken.setattr(recordings, "descend", interrupted)
+        shell.refused(130, *train, says="interrupted. What was committed is kept; the same command goes on from there.")
+    signal.signal(signal.SIGINT, before)
+    one = Run(Path("x"))
+    assert one.record()["state"] == "interrupted"
+    assert one.trajectory().steps.tolist() == [0, 5, 10]
+    assert shell("show", "x").code == 0
+    assert shell("report", "x").code == 0
+    assert "interrupted" in Path("x/report.html").read_text()
+    assert shell(*train).code == 0
+    assert shell(*train[:-1], "alone").code == 0
+    assert one.trajectory().points().tobytes() == Run(Path("alone")).trajectory().points().tobytes()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "3", '{"schema": 1}', '{"schema": 9, "options": {}}', "\u00ff", "[" * 100_000]
+)
+def test_a_damaged_run_json_is_refused(shell: Shell, run: Path, spec: str, text: str) -> None:
+    (run / "run.json").write_text(text, encoding="latin-1")
+    for argv in (["show", run], ["report", run], ["spectrum", run], ["train", spec, *HERE, "--out", run]):
+        shell.refused(3, *argv, says="run.json")
+    assert (run / "run.json").read_text(encoding="latin-1") == text
+
+
+def test_a_flipped_bit_in_the_trajectory_is_refused(shell: Shell, run: Path, spec: str) -> None:
+    path = run / "trajectory" / "segment-000000.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[-40] ^= 1
+    path.write_bytes(raw)
+    for argv in (["show", run], ["spectrum", run, "--task", spec, "--top", "1"], ["surface", run, "--task", spec]):
+        shell.refused(3, *argv, says="segment-000000.safetensors is damaged")
+
+
+# -- answers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("", 3),
+        ("{", 3),
+        ("[]", 3),
+        ("[" * 100_000, 3),
+        ('{"kind": "spectrum", "schema": 1}', 3),
+        ('{"kind": "spectrum", "schema": 99}', 3),
+        ('{"kind": [], "schema": 1}', 3),
+        ('{"kind": "spektrum", "schema": 1}', 2),
+        ("\u00ff", 3),
+    ],
+)
+def test_a_broken_answer_is_refused_by_name_and_does_not_hide_the_others(
+    shell: Shell, run: Path, spec: str, text: str, code: int
+) -> None:
+    (run / "results" / "broken.json").write_text(text, encoding="latin-1")
+    shell.refused(code, "plot", run / "results" / "broken.json", "x.svg", says="broken.json")
+    shell.refused(code, "report", run, says="broken.json")
+    assert not Path("x.svg").exists()
+    assert not (run / "report.html").exists()
+    assert "Hessian" in shell("show", run).out
+    answer = shell("spectrum", run, "--task", spec, "--top", "2")
+    assert "answered before" in answer.err
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x", "x.svgz", "x.jpeg"])
+def test_only_known_pictures_are_drawn(shell: Shell, made: Path, name: str) -> None:
+    shell.refused(2, "plot", made, name, says=(repr(name), ".svg, .pdf, .png or .html"))
+    assert not Path(name).exists()
+
+
+def test_a_plot_of_nothing_is_a_usage_error(shell: Shell, made: Path) -> None:
+    shell.refused(2, "plot", made / "results" / "none.json", "x.svg", says="there is no result file")
+    shell.refused(2, "plot", made / "results", "x.svg", says="holds no run")
+    shell.refused(3, "plot", made / "trajectory" / "segment-000000.safetensors", "x.svg", says="not a text file")
+
+
+def test_the_same_question_is_answered_once_and_another_beside_it(
+    shell: Shell, run: Path, spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = ["spectrum", run, "--task", spec, "--top"]
+    before = contents(run)
+    with monkeypatch.context() as broken:
+        broken.setattr(objectives.Objective, "hessian", lambda *_, **__: pytest.fail("it was computed again"))
+        first = shell(*ask, "2")
+    assert "answered before" in first.err
+    assert contents(run) == before
+    second = shell(*ask, "3")
+    assert "answered before" not in second.err
+    assert sorted(path.name for path in (run / "results").iterdir()) == ["spectrum-2.json", "spectrum.json"]
+    assert contents(run) == before | {"results/spectrum-2.json": (run / "results" / "spectrum-2.json").read_bytes()}
+    assert shell(*ask, "2").out == first.out
+    assert shell(*ask, "3").out == second.out
+
+
+# -- what machines read -----------------------------------------------------------------------------------------------
+
+
+def test_json_is_one_line_on_stdout(shell: Shell, run: Path, spec: str) -> None:
+    for argv in (
+        ["tasks", "--json"],
+        ["show", run, "--json"],
+        ["train", spec, *HERE, "--out", run, "--json"],
+        ["train", spec, *HERE, "--out", "new", "--json"],
+        ["spectrum", run, "--task", spec, "--top", "2", "--json"],
+        ["spectrum", run, "--task", spec, "--top", "1", "--density", "--json"],
+        ["check", run, "--task", spec, "--json"],
+        ["check", spec, "--json"],
+    ):
+        answer = shell(*argv)
+        assert answer.code == 0, answer.err
+        assert answer.out.count("\n") == 1, argv
+        json.loads(answer.out, parse_constant=pytest.fail)
+
+
+def test_words_are_on_stdout_and_progress_beside_it(shell: Shell, spec: str) -> None:
+    answer = shell("train", spec, *HERE, "--out", "x")
+    assert "step       5 of 20" in answer.err
+    assert answer.out.splitlines()[0].endswith("5 points recorded (finished).")
+    assert answer.out.splitlines()[1:] == ["  x"]
+
+
+# -- help, and processes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [name for name in app if not name.startswith("-")])
+def test_every_command_explains_itself(shell: Shell, command: str) -> None:
+    answer = shell(command, "--help")
+    assert answer.code == 0
+    assert f"landscape {command}" in answer.out
+    assert len(answer.out.splitlines()) > 4
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["--version"]])
+def test_help_and_version(shell: Shell, argv: list[str]) -> None:
+    answer = shell(*argv)
+    assert answer.code == 0
+    assert answer.err == ""
+    assert answer.out
+
+
+SHOWN_WITHOUT = ("torch", "sklearn", "matplotlib", "plotly", "scipy")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["spectrum", "--help"],
+        ["--version"],
+        ["show", "RUN"],
+        ["show", "RUN", "--json"],
+    ],
+)
+def test_help_and_show_import_nothing_heavy(made: Path, argv: list[str]) -> None:
+    code = (
+        "import sys; from landscape.cli.app import main; code = main(sys.argv[1:]); "
+        f"print([name for name in {SHOWN_WITHOUT} if name in sys.modules], file=sys.stderr); sys.exit(code)"
+    )
+    argv = [str(made) if word == "RUN" else word for word in argv]
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
+    assert done.stdout
+    assert done.stderr == "[]\n"
+
+
+ENTRY = "from landscape.cli.app import entry; entry()"  # what the console script does
+LANDSCAPE = f"{sys.executable} -c '{ENTRY}'"
+
+
+@pytest.mark.parametrize("line", ["tasks", "--help", "show RUN --json"])
+def test_a_closed_pipe_ends_quietly(made: Path, line: str) -> None:
+    """The reader is gone before a word is written."""
+    command = f"{LANDSCAPE} {line.replace('RUN', str(made))} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_head_gets_its_line() -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{LANDSCAPE} tasks | head -1; echo ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[0].startswith("digits-mlp ")
+    assert done.stdout.splitlines()[1:] == ["0"]
+    assert done.stderr == ""
+
+
+def test_the_exit_code_is_that_of_the_process() -> None:
+    done = subprocess.run([sys.executable, "-c", ENTRY, "show", "nowhere"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("landscape: nowhere does not exist.")

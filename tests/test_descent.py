@@ -1,0 +1,471 @@
+"""Descent against torch.optim and closed forms; an ensemble is its members; a resumed run is the run; states are values."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from problems import F64, MODULES, close, draw, module, objective, quadratic, rows
+
+from landscape.descent import Recipe, Start, _augment, descend, recorded
+from landscape.errors import UsageError
+from landscape.objectives import Objective, Rows
+from landscape.seeds import generator
+from landscape.subspaces import random as random_subspace
+from landscape.subspaces import span
+
+# tens of steps of float64 sums in another order, on problems whose errors do not grow
+ROUNDING = 1e-12
+
+SGD = Recipe(steps=12, lr=0.05, momentum=0.9, weight_decay=0.01, batch_size=4)
+ADAM = Recipe(steps=12, optimizer="adam", lr=0.02, weight_decay=0.01, batch_size=4)
+BOTH = pytest.mark.parametrize("recipe", [SGD, ADAM], ids=["sgd", "adam"])
+SMOOTH = [name for name in MODULES if name not in ("dropout", "attention", "transformer")]  # those draw in train mode
+
+
+def run(f, start, recipe, seed=0):
+    return list(descend(f, start, recipe, seed))
+
+
+def same(one, other):
+    """Bitwise equality of states."""
+    assert (one.step, one.rate) == (other.step, other.rate)
+    for a, b in zip((one.point, one.loss, one.gradient, *one.moments), (other.point, other.loss, other.gradient, *other.moments), strict=True):
+        assert torch.equal(a, b)
+    assert set(one.buffers) == set(other.buffers)
+    assert all(torch.equal(value, other.buffers[name]) for name, value in one.buffers.items())
+
+
+class Batches:
+    """Rows that say who they are: row i has input i, so the loss sees which rows a step used."""
+
+    def __init__(self, n):
+        self.seen = []
+        data = Rows(torch.arange(n, dtype=F64).unsqueeze(1), torch.arange(n))
+        self.f, self.start = Objective.of(torch.nn.Linear(1, 1), self.loss, data, dtype=F64)
+
+    def loss(self, outputs, targets):
+        self.seen.append(targets.tolist())
+        return outputs[:, 0] ** 2
+
+    def of(self, recipe, seed=0):
+        self.seen.clear()
+        run(self.f, self.start, recipe, seed)
+        return list(self.seen)
+
+
+# -- the updates ------------------------------------------------------------------------------------------------------
+
+
+def torch_optimizer(recipe, parameters):
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    return torch.optim.Adam(parameters, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay)
+
+
+RECIPES = {
+    "sgd": SGD,
+    "sgd plain": dataclasses.replace(SGD, momentum=0.0, weight_decay=0.0),
+    "sgd cosine": dataclasses.replace(SGD, schedule="cosine", warmup=3),
+    "adam": ADAM,
+    "adam step": dataclasses.replace(ADAM, schedule="step"),
+    "adam betas": dataclasses.replace(ADAM, betas=(0.5, 0.9), eps=1e-3),
+    "clipped": dataclasses.replace(SGD, clip=0.3),
+    "full batch": dataclasses.replace(SGD, batch_size=0),
+}
+
+
+@pytest.mark.parametrize("name", ["mlp", "mlp-mse", "batchnorm", "conv-batchnorm", "tied", "frozen"])
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_every_step_is_that_of_torch_optim_in_the_users_own_loop(name, recipe):
+    f, start = objective(name)
+    net = module(name)  # in train mode
+    optimizer = torch_optimizer(recipe, net.parameters())
+    tags = Batches(13)
+    batches = tags.of(recipe)
+    criterion = torch.nn.MSELoss() if name == "mlp-mse" else torch.nn.CrossEntropyLoss()
+    for state, batch in zip(descend(f, start, recipe, 0), batches, strict=True):
+        close(state.point, torch.cat([p.detach().flatten() for p in net.parameters() if p.requires_grad]), ROUNDING)
+        for key, value in state.buffers.items():
+            close(value, dict(net.named_buffers())[key], ROUNDING)
+        optimizer.zero_grad()
+        loss = criterion(net(f.rows.inputs[batch]), f.rows.targets[batch])
+        loss.backward()
+        close(state.loss, loss, ROUNDING)
+        close(state.gradient, torch.cat([p.grad.flatten() for p in net.parameters() if p.requires_grad]), ROUNDING)
+        if recipe.clip:
+            for p in net.parameters():  # torch's own divides by the norm + 1e-6, which makes the bound 1e-6 smaller
+                if p.grad is not None:
+                    p.grad.mul_(min(1.0, recipe.clip / float(state.gradient.norm())))
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate(state.step)
+        optimizer.step()
+
+
+def test_clip_bounds_the_step_and_leaves_small_gradients():
+    p = quadratic(np.array([1.0, 2.0, 3.0]))
+    for size, expected in ((0.01, 0.01), (1e9, None)):
+        recipe = Recipe(steps=1, lr=1.0, momentum=0.0, clip=size)
+        first, second = run(p.f, p.point, recipe)
+        step = float((second.point - first.point).norm())
+        close(step, expected or float(first.gradient.norm()), ROUNDING)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_on_a_quadratic_sgd_is_its_linear_recursion(momentum):
+    spectrum = np.linspace(0.1, 2, 5)
+    p = quadratic(spectrum)
+    x, v = p.point.numpy(), np.zeros(5)
+    for state in descend(p.f, p.point, Recipe(steps=30, lr=0.1, momentum=momentum), 0):
+        close(state.point, x)
+        close(state.loss, p.value(x))
+        close(state.gradient, p.gradient(x))
+        v = momentum * v + p.gradient(x)
+        x = x - 0.1 * v
+
+
+def test_weight_decay_pulls_without_a_gradient():
+    f = Objective.from_function(lambda w: 0 * w.sum(), 2)
+    states = run(f, torch.ones(2, dtype=F64), Recipe(steps=3, lr=0.5, momentum=0.0, weight_decay=0.2))
+    close(torch.stack([s.point for s in states]), 0.9 ** np.arange(4)[:, None] * np.ones(2), ROUNDING)
+
+
+# -- schedules --------------------------------------------------------------------------------------------------------
+
+
+def test_rates_have_their_closed_forms():
+    constant = Recipe(steps=100, lr=0.4, warmup=4)
+    assert [constant.rate(t) for t in (0, 1, 3, 4, 99)] == pytest.approx([0.1, 0.2, 0.4, 0.4, 0.4], rel=1e-15)
+    step = Recipe(steps=100, lr=0.4, schedule="step", milestones=(0.5, 0.75), gamma=0.1)
+    assert [step.rate(t) for t in (0, 49, 50, 74, 75, 100)] == pytest.approx([0.4, 0.4, 0.04, 0.04, 0.004, 0.004], rel=1e-14)
+    cosine = Recipe(steps=100, lr=0.4, schedule="cosine", warmup=20)
+    truth = [0.4 * (t + 1) / 20 if t < 20 else 0.2 * (1 + math.cos(math.pi * (t - 20) / 80)) for t in range(101)]
+    assert [cosine.rate(t) for t in range(101)] == pytest.approx(truth, rel=1e-14, abs=1e-16)
+    assert [state.rate for state in run(quadratic(np.ones(2)).f, torch.zeros(2), cosine)] == [cosine.rate(t) for t in range(101)]
+
+
+# -- the order of the rows --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 12])
+def test_every_row_is_used_once_an_epoch(size):
+    batches = Batches(12).of(Recipe(steps=36 // size * 2 - 1, lr=1e-6, batch_size=size))
+    epoch = 12 // size
+    for first in range(0, len(batches), epoch):
+        assert sorted(itertools.chain(*batches[first : first + epoch])) == list(range(12))
+    assert batches[:epoch] != batches[epoch : 2 * epoch]
+
+
+def test_the_rest_of_an_epoch_is_left_out_and_is_another_rest_each_time():
+    batches = Batches(13).of(Recipe(steps=59, lr=1e-6, batch_size=4))
+    epochs = [sorted(itertools.chain(*batches[first : first + 3])) for first in range(0, 60, 3)]
+    assert all(len(set(epoch)) == 12 for epoch in epochs)
+    assert len({frozenset(epoch) for epoch in epochs}) > 1
+
+
+def test_the_order_depends_on_the_seed_only():
+    batches = Batches(12)
+    recipe = Recipe(steps=8, lr=1e-6, batch_size=3)
+    one = batches.of(recipe, 5)
+    torch.manual_seed(99)
+    assert batches.of(recipe, 5) == one
+    assert batches.of(dataclasses.replace(recipe, lr=1e-3, optimizer="adam", steps=20), 5)[:9] == one
+    assert batches.of(recipe, 6) != one
+
+
+def test_full_batch_uses_all_rows_every_step_and_is_the_gradient_of_f():
+    f, start = objective("mlp", chunk=5)
+    for state in descend(f, start, Recipe(steps=5, lr=0.1), 0):
+        close(state.loss, f(state.point), ROUNDING)
+        close(state.gradient, f.gradient(state.point), ROUNDING)
+
+
+@pytest.mark.parametrize("every", [1, 3, 7, 100])
+def test_a_recorder_of_every_k_keeps_multiples_and_both_ends(every):
+    assert [t for t in range(51) if recorded(t, 50, every)] == sorted({*range(0, 51, every), 0, 50})
+
+
+def test_a_log_recorder_keeps_about_twenty_an_octave_and_both_ends():
+    last = 5000
+    kept = [t for t in range(last + 1) if recorded(t, last, "log")]
+    assert kept[:20] == list(range(20))
+    assert kept[-1] == last
+    assert recorded(4097, 4097, "log")
+    for octave in range(5, 12):
+        # 20 floors grow between 2^k (not counted) and 2^(k + 1): each at its own step once steps are denser than floors
+        assert sum(2**octave < t <= 2 ** (octave + 1) for t in kept) == 20
+
+
+# -- ensembles --------------------------------------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("seeds", [3, [3, 1, 4]], ids=["one seed", "own seeds"])
+@pytest.mark.parametrize("name", SMOOTH)
+def test_a_member_of_an_ensemble_is_the_run_it_would_make_alone(name, seeds, recipe):
+    """In lockstep (vmap) and, for convolutions and recurrent layers on a CPU, in a loop."""
+    f, start = objective(name)
+    starts = start + 0.1 * draw(3, f.dim, seed=8)
+    together = run(f, starts, recipe, seeds)
+    for e in range(3):
+        alone = run(f, starts[e], recipe, seeds if isinstance(seeds, int) else seeds[e])
+        for many, one in zip(together, alone, strict=True):
+            # Adam divides by sqrt(second moment): where a gradient is near zero its rounding is magnified, here by up to a thousand
+            close(many.point[e], one.point, ROUNDING if recipe is SGD else 1e3 * ROUNDING)
+            close(many.loss[e], one.loss, 1e3 * ROUNDING)
+            for key, value in one.buffers.items():
+                close(many.buffers[key][e], value, 1e3 * ROUNDING)
+
+
+@pytest.mark.parametrize("name", ["dropout", "attention", "transformer"])
+def test_a_member_with_a_seed_of_its_own_has_the_dropout_of_its_run_alone(name):
+    f, start = objective(name)
+    many = run(f, torch.stack([start, start]), SGD, [3, 1])
+    for e, seed in enumerate((3, 1)):
+        close(many[-1].point[e], run(f, start, SGD, seed)[-1].point, ROUNDING)
+
+
+@pytest.mark.parametrize("seeds", [3, [3, 1, 4]], ids=["one seed", "own seeds"])
+def test_lockstep_and_loop_are_one_ensemble(seeds):
+    f, start = objective("conv-batchnorm")
+    starts = start + 0.1 * draw(3, f.dim, seed=8)
+    assert not f.model.lockstep
+    lockstep = dataclasses.replace(f, model=dataclasses.replace(f.model, lockstep=True))
+    for one, other in zip(run(f, starts, SGD, seeds), run(lockstep, starts, SGD, seeds), strict=True):
+        close(one.point, other.point, ROUNDING)
+        for key, value in one.buffers.items():
+            close(other.buffers[key], value, ROUNDING)
+
+
+def test_full_batch_members_with_seeds_of_their_own_share_the_rows():
+    f, start = objective("batchnorm")
+    recipe = Recipe(steps=4, lr=0.1)
+    many = run(f, torch.stack([start, start + 0.1]), recipe, [1, 2])
+    close(many[-1].point[1], run(f, start + 0.1, recipe, 2)[-1].point, ROUNDING)
+
+
+# -- restriction ------------------------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_restricted_descent_is_descent_on_the_composed_function(recipe):
+    p = quadratic(np.linspace(0.1, 1, 12))
+    recipe = dataclasses.replace(recipe, batch_size=0)
+    b = draw(4, 12, seed=3)
+    g = p.f.restrict(span(p.point, b))
+    z, matrix, slope = torch.zeros(4, dtype=F64), b.numpy() @ p.hessian(None) @ b.numpy().T, b.numpy() @ p.gradient(p.point.numpy())
+    composed = Objective.from_function(lambda z: z @ torch.from_numpy(matrix) @ z / 2 + torch.from_numpy(slope) @ z, 4)
+    for one, other in zip(run(g, z, recipe), run(composed, z, recipe), strict=True):
+        close(one.point, other.point)
+        close(one.gradient, other.gradient)
+
+
+@pytest.mark.parametrize("name", ["mlp", "batchnorm", "conv-batchnorm"])
+def test_descent_in_a_subspace_moves_in_it_and_by_the_projected_gradient(name):
+    f, w = objective(name)
+    s = random_subspace(w, 6, generator(0, "s"), "haar")
+    recipe = dataclasses.replace(SGD, momentum=0.0, weight_decay=0.0)
+    inside, outside = run(f.restrict(s), torch.zeros(6, dtype=F64), recipe), run(f, w, recipe)
+    close(inside[0].loss, outside[0].loss, ROUNDING)
+    close(inside[0].gradient, s.project(outside[0].gradient), ROUNDING)
+    close(inside[1].point, -recipe.lr * s.project(outside[0].gradient), ROUNDING)
+    members = run(f.restrict(s), torch.zeros(2, 6, dtype=F64), recipe)
+    close(members[-1].point, torch.stack([inside[-1].point] * 2), ROUNDING)
+
+
+# -- resuming and values ----------------------------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("ensemble", [False, True], ids=["one", "ensemble"])
+@pytest.mark.parametrize("name", ["mlp", "batchnorm", "conv-batchnorm", "dropout", "attention", "transformer"])
+def test_going_on_from_any_state_is_bitwise_the_uninterrupted_run(name, ensemble, recipe):
+    f, start = objective(name)
+    begin = torch.stack([start, start + 0.1]) if ensemble else start
+    recipe = dataclasses.replace(recipe, steps=8)
+    whole = run(f, begin, recipe, 7)
+    for at in (0, 1, 4, 8):
+        torch.manual_seed(at)  # nothing hangs on the global generator
+        for one, other in zip(run(f, Start.of(whole[at]), recipe, 7), whole[at:], strict=True):
+            same(one, other)
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["mlp", "batchnorm", "conv-batchnorm"])
+def test_states_are_values(name, recipe):
+    f, start = objective(name)
+    begin = start.clone()
+    kept, copies = [], []
+    for state in descend(f, start, recipe, 0):
+        kept.append(state)
+        copies.append(dataclasses.replace(state, point=state.point.clone(), loss=state.loss.clone(), gradient=state.gradient.clone(),
+                                          moments=tuple(m.clone() for m in state.moments), buffers={k: v.clone() for k, v in state.buffers.items()}))  # fmt: skip
+    for one, other in zip(kept, copies, strict=True):
+        same(one, other)
+    assert torch.equal(start, begin)
+    same(kept[-1], run(f, start, recipe, 0)[-1])  # nor is the objective another one now
+    assert not any(state.point.requires_grad or state.loss.requires_grad for state in kept)
+
+
+def test_batch_norm_statistics_move_by_torchs_momentum_and_the_objectives_stay():
+    f, start = objective("batchnorm")
+    before = {name: value.clone() for name, value in f.buffers.items()}
+    first, second, *_ = run(f, start, dataclasses.replace(SGD, batch_size=0))
+    x = f.rows.inputs.numpy()
+    net = module("batchnorm")
+    h = x @ net[0].weight.detach().numpy().T + net[0].bias.detach().numpy()
+    close(first.buffers["1.running_mean"], before["1.running_mean"], 0)
+    close(second.buffers["1.running_mean"], 0.9 * before["1.running_mean"].numpy() + 0.1 * h.mean(0))
+    close(second.buffers["1.running_var"], 0.9 * before["1.running_var"].numpy() + 0.1 * h.var(0, ddof=1))
+    assert int(second.buffers["1.num_batches_tracked"]) == 1
+    assert all(torch.equal(f.buffers[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("seeds", [0, [0, 1]], ids=["one seed", "own seeds"])
+@pytest.mark.parametrize("name", MODULES)
+def test_the_global_generator_is_neither_read_nor_moved(name, seeds):
+    f, start = objective(name)
+    begin = start if seeds == 0 else torch.stack([start, start])
+    before = torch.get_rng_state()
+    one = run(f, begin, SGD, seeds)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(99)
+    same(one[-1], run(f, begin, SGD, seeds)[-1])
+
+
+def test_dropout_is_on_and_follows_seed_and_step():
+    f, start = objective("dropout")
+    full = dataclasses.replace(SGD, batch_size=0)
+    noisy, other = run(f, start, full, 0), run(f, start, full, 1)
+    assert float(abs(noisy[0].loss - f(start))) > 1e-6  # the objective has none of it
+    assert not torch.equal(noisy[0].loss, other[0].loss)
+    still = run(f, start, dataclasses.replace(full, lr=1e-300), 0)  # the point stays, so only the masks change
+    assert torch.equal(still[-1].point, start)
+    assert len({float(state.loss) for state in still}) == len(still)
+    net, masks = module("dropout").train(), set()
+    for mask in itertools.product([0.0, 2.0], repeat=5):  # every loss of one row is that of one of the 32 masks
+        h = torch.tanh(net[0](f.rows.inputs[:1])) * torch.tensor(mask, dtype=F64)
+        masks.add(round(torch.nn.functional.cross_entropy(net[3](h), f.rows.targets[:1]).item(), 10))
+    alone = {round(float(run(f.on(slice(0, 1)), start, Recipe(steps=0), seed)[0].loss), 10) for seed in range(30)}
+    assert len(alone) > 5
+    assert alone <= masks
+
+
+# -- augmentation -----------------------------------------------------------------------------------------------------
+
+IMAGES = draw(40, 2, 6, 5)
+
+
+def crops(image):
+    """The 81 windows of an image padded by 4 zeros."""
+    padded = np.pad(image.numpy(), ((0, 0), (4, 4), (4, 4)))
+    return np.stack([padded[:, y : y + 6, x : x + 5] for y in range(9) for x in range(9)])
+
+
+def test_a_shift_is_one_of_the_81_crops_of_the_padded_image():
+    shifted = _augment(IMAGES, ("shift",), 0, 3).numpy()
+    places = [np.flatnonzero((crops(image) == got).all((1, 2, 3))) for image, got in zip(IMAGES, shifted, strict=True)]
+    assert all(len(place) == 1 for place in places)
+    assert len({int(place[0]) for place in places}) > 20  # 40 draws of 81 leave about 32 distinct ones
+
+
+def test_all_shifts_are_equally_likely():
+    """81 places, 8,100 draws: a count has mean 100 and standard deviation 10; 81 of them stay within 5."""
+    image = torch.arange(1.0, 31.0, dtype=F64).reshape(1, 6, 5)
+    windows = crops(image).reshape(81, -1)
+    drawn = torch.cat([_augment(image.expand(810, 1, 6, 5), ("shift",), 0, step) for step in range(10)]).reshape(-1, 30).numpy()
+    counts = (drawn[:, None] == windows).all(2).sum(0)
+    assert counts.sum() == 8100
+    assert np.abs(counts - 100).max() < 50
+
+
+def test_a_flip_is_the_mirror_image_or_the_image_each_half_the_time():
+    flipped = _augment(IMAGES, ("flip",), 0, 3)
+    mirrored = (flipped == IMAGES.flip(-1)).all(3).all(2).all(1)
+    plain = (flipped == IMAGES).all(3).all(2).all(1)
+    assert (mirrored ^ plain).all()
+    assert 20 - 5 * math.sqrt(10) < int(mirrored.sum()) < 20 + 5 * math.sqrt(10)
+
+
+def test_both_augmentations_are_crops_of_images_or_mirrors():
+    both = _augment(IMAGES, ("shift", "flip"), 0, 3).numpy()
+    for image, got in zip(IMAGES, both, strict=True):
+        assert any((crops(one) == got).all((1, 2, 3)).any() for one in (image, image.flip(-1)))
+
+
+def test_augmentation_follows_seed_and_step():
+    one = _augment(IMAGES, ("shift", "flip"), 0, 3)
+    torch.manual_seed(5)
+    assert torch.equal(_augment(IMAGES, ("shift", "flip"), 0, 3), one)
+    assert not torch.equal(_augment(IMAGES, ("shift", "flip"), 0, 4), one)
+    assert not torch.equal(_augment(IMAGES, ("shift", "flip"), 1, 3), one)
+
+
+@pytest.mark.parametrize("augment", ["shift", "flip", "shift,flip"])
+def test_members_with_seeds_of_their_own_see_their_own_noise(augment):
+    f, start = objective("conv-groupnorm")
+    recipe = dataclasses.replace(SGD, augment=augment)
+    many = run(f, torch.stack([start, start]), recipe, [1, 2])
+    for e, seed in enumerate((1, 2)):
+        close(many[-1].point[e], run(f, start, recipe, seed)[-1].point, ROUNDING)
+    plain = run(f, start, SGD, 1)
+    assert float((plain[-1].point - many[-1].point[0]).norm()) > 1e-6
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": "sdg"}, "Did you mean 'sgd'"),
+        ({"schedule": "cosin"}, "Did you mean 'cosine'"),
+        ({"augment": "flip,shfit"}, "Did you mean 'shift'"),
+        ({"steps": -1}, "steps must be at least 0"),
+        ({"lr": 0.0}, "lr must be positive and finite"),
+        ({"lr": float("nan")}, "lr must be positive and finite"),
+        ({"lr": float("inf")}, "lr must be positive and finite"),
+        ({"momentum": 1.0}, "momentum must lie in"),
+        ({"weight_decay": -1e-4}, "weight_decay must be at least 0"),
+        ({"betas": (0.9, 1.0)}, "betas must lie in"),
+        ({"milestones": (0.5, 1.5)}, "milestones are fractions"),
+        ({"warmup": 2000}, "warmup must lie in 0..1000; got 2000"),
+        ({"batch_size": -1}, "batch_size must be at least 0"),
+        ({"clip": -0.1}, "clip must be at least 0"),
+    ],
+)
+def test_recipes_out_of_range_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        Recipe(**options)
+
+
+@pytest.mark.parametrize(
+    ("start", "options", "seed", "message"),
+    [
+        (lambda z: z, {"batch_size": 14}, 0, "a batch of 14 rows from a set of 13. Allowed: 1 to 13"),
+        (lambda z: z[:-1], {}, 0, r"descent starts at \(43,\) or \(E, 43\); got \(42,\)"),
+        (lambda z: z[None, None], {}, 0, r"got \(1, 1, 43\)"),
+        (lambda z: z, {}, [0, 1], "2 seeds for a single start"),
+        (lambda z: z[None], {}, [0, 1], r"2 seeds for 1 start\(s\)"),
+        (lambda z: z, {"augment": "flip"}, 0, "is for image rows"),
+        (lambda z: z, {"precision": "bf16"}, 0, "bf16 autocast is for CUDA"),
+    ],
+)
+def test_what_does_not_fit_the_objective_is_refused(start, options, seed, message):
+    f, z = objective("mlp")
+    with pytest.raises(UsageError, match=message):
+        next(descend(f, start(z), Recipe(**options), seed))
+
+
+def test_full_batch_augmentation_with_own_seeds_is_refused():
+    f, z = objective("conv-groupnorm")
+    with pytest.raises(UsageError, match="leave augmentation out, or set a batch size"):
+        next(descend(f, z[None], Recipe(augment="flip"), [0]))
+
+
+def test_rows_moved_to_another_dtype_are_what_descent_sees():
+    f, z = objective("mlp", dtype=torch.float32)
+    assert f.on(rows("mlp")).rows.inputs.dtype == torch.float32
+    assert run(f, z.double(), Recipe(steps=1))[1].point.dtype == torch.float32

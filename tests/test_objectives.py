@@ -1,0 +1,630 @@
+"""Values and derivatives against closed forms and finite differences; the laws of means over rows; nothing of the user's is touched."""
+
+import contextlib
+import copy
+
+import numpy as np
+import pytest
+import torch
+from problems import (
+    DIFFERENCES,
+    F64,
+    MODULES,
+    REGRESSIONS,
+    PartFrozen,
+    Tied,
+    close,
+    draw,
+    filled,
+    module,
+    objective,
+    quadratic,
+    regression,
+    ring,
+    rows,
+    slopes,
+)
+from torch import nn
+from torch.nn import functional
+
+from landscape.errors import LandscapeError, UsageError
+from landscape.objectives import Loss, Objective, Rows, _affine_batch_norm, require_finite
+from landscape.seeds import generator
+from landscape.subspaces import coordinates, segment, span
+from landscape.subspaces import random as random_subspace
+
+ROUNDING = 1e-12  # sums of at most some thousand float64 terms of size 1, in another order: 1e3 eps = 2e-13
+
+CLOSED = {
+    "quadratic": lambda: quadratic(np.linspace(-1, 3, 8)),
+    "ring": ring,
+    **{kind: lambda kind=kind: regression(kind) for kind in REGRESSIONS},
+}
+AFFINE = {kind: CLOSED[kind] for kind in REGRESSIONS}
+
+
+def by_name(problems):
+    return pytest.mark.parametrize("make", problems.values(), ids=problems)
+
+
+every_module = pytest.mark.parametrize("name", MODULES)
+
+
+# -- closed forms -----------------------------------------------------------------------------------------------------
+
+
+@by_name(CLOSED)
+def test_value_gradient_and_hessian_have_their_closed_forms(make):
+    p = make()
+    w = p.point.numpy()
+    value, gradient = p.f.value_and_gradient(p.point)
+    close(p.f(p.point), p.value(w))
+    close(value, p.value(w))
+    close(gradient, p.gradient(w))
+    close(p.f.gradient(p.point), p.gradient(w))
+    close(p.f.hessian(p.point).dense(), p.hessian(w))
+
+
+@by_name(CLOSED)
+def test_products_with_a_vector_and_with_a_block_are_those_of_the_matrix(make):
+    p = make()
+    v, block = draw(p.f.dim, seed=5), draw(p.f.dim, 3, seed=6)
+    close(p.f.hessian(p.point) @ v, p.hessian(p.point.numpy()) @ v.numpy())
+    close(p.f.hessian(p.point) @ block, p.hessian(p.point.numpy()) @ block.numpy())
+
+
+@by_name(CLOSED)
+def test_a_restriction_has_gradient_Bg_and_hessian_BHB(make):
+    p = make()
+    b, z = draw(3, p.f.dim, seed=7), draw(3, seed=8)
+    g, w = p.f.restrict(span(p.point, b)), (p.point + z @ b).numpy()
+    close(g(z), p.value(w))
+    close(g.gradient(z), b.numpy() @ p.gradient(w))
+    close(g.hessian(z).dense(), b.numpy() @ p.hessian(w) @ b.numpy().T)
+
+
+@by_name(AFFINE)
+def test_gauss_newton_is_the_hessian_of_a_linear_model(make):
+    p = make()
+    close(p.f.gauss_newton(p.point).dense(), p.hessian(p.point.numpy()))
+    b = draw(3, p.f.dim, seed=7)
+    close(p.f.restrict(span(p.point, b)).gauss_newton(torch.zeros(3, dtype=F64)).dense(), b.numpy() @ p.hessian(p.point.numpy()) @ b.numpy().T)
+
+
+def test_linear_regression_hessian_is_two_over_N_K_times_XX_for_every_output():
+    p = regression("linear", n=11, features=4)
+    x = np.hstack([p.f.rows.inputs.numpy()])
+    close(p.f.hessian(p.point).dense()[:12, :12], np.kron(np.eye(3), 2 / (11 * 3) * x.T @ x))
+
+
+def test_a_loss_linear_in_w_has_no_curvature():
+    f = Objective.from_function(lambda w: w.sum(), 3)
+    assert torch.equal(f.hessian(torch.ones(3, dtype=F64)).dense(), torch.zeros(3, 3, dtype=F64))
+    linear, z = Objective.of(nn.Linear(2, 1), lambda o, t: o[:, 0] * t, Rows(draw(5, 2), draw(5)), dtype=F64)
+    assert torch.equal(linear.gauss_newton(z).dense(), torch.zeros(3, 3, dtype=F64))
+
+
+# -- finite differences -----------------------------------------------------------------------------------------------
+
+
+@every_module
+def test_gradient_is_the_slope_of_the_values(name):
+    f, z = objective(name)
+    close(f.gradient(z), slopes(f, z), DIFFERENCES)
+
+
+@every_module
+def test_hessian_is_the_slope_of_the_gradients_and_symmetric(name):
+    f, z = objective(name)
+    dense = f.hessian(z).dense()
+    close(dense, dense.T, ROUNDING)
+    close(dense, slopes(f.gradient, z), DIFFERENCES)
+
+
+@every_module
+def test_gauss_newton_is_JHJ_with_J_from_differences_of_the_outputs(name):
+    f, z = objective(name)
+    jacobian = slopes(f.outputs, z).numpy()  # (D, N, K)
+    n, k = jacobian.shape[1:]
+    p = torch.softmax(f.outputs(z), 1).numpy()
+    bend = np.broadcast_to(2 / k * np.eye(k), (n, k, k)) if name == "mlp-mse" else p[:, :, None] * np.eye(k) - p[:, :, None] * p[:, None, :]
+    dense = f.gauss_newton(z).dense()
+    close(dense, np.einsum("dik,ikl,eil->de", jacobian, bend, jacobian) / n, DIFFERENCES)
+    assert np.linalg.eigvalsh(dense.numpy()).min() >= -ROUNDING
+
+
+def test_a_softmax_net_has_negative_curvature_that_gauss_newton_drops():
+    f, z = objective("mlp")
+    assert np.linalg.eigvalsh(f.hessian(z).dense().numpy()).min() < -1e-3
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("shape", [(6, 3), (6, 3, 2), (6, 3, 2, 2)])
+def test_batch_norm_by_running_statistics_is_its_affine_map(affine, shape):
+    x, mean, var = draw(*shape), draw(3, seed=1), 0.1 + draw(3, seed=2).abs()
+    weight, bias = (draw(3, seed=3), draw(3, seed=4)) if affine else (None, None)
+    close(_affine_batch_norm(x, mean, var, weight, bias), functional.batch_norm(x, mean, var, weight, bias), ROUNDING)
+    close(_affine_batch_norm(x, None, None, weight, bias, True), functional.batch_norm(x, None, None, weight, bias, True), 0)
+
+
+def test_batch_mode_normalises_by_the_statistics_of_the_rows():
+    f, z = objective("batchnorm")
+    net, x = module("batchnorm"), f.rows.inputs
+    h = (x @ net[0].weight.T + net[0].bias).detach().numpy()
+    h = (h - h.mean(0)) / np.sqrt(h.var(0) + net[1].eps) * net[1].weight.detach().numpy() + net[1].bias.detach().numpy()
+    outputs = np.tanh(h) @ net[3].weight.detach().numpy().T + net[3].bias.detach().numpy()
+    close(f.with_buffers(f.buffers, "batch").outputs(z), outputs)
+    assert f.with_buffers(f.buffers).norm == "eval"
+
+
+# -- means over rows --------------------------------------------------------------------------------------------------
+
+
+@every_module
+@pytest.mark.parametrize("chunk", [1, 5, 7, 13])  # 13 rows: the last chunk is short for 5 and 7
+def test_the_size_of_the_chunks_changes_only_rounding(name, chunk):
+    f, z = objective(name, chunk=chunk)
+    whole, _ = objective(name, chunk=32)
+    v = draw(f.dim, seed=3)
+    for question in (lambda g: g(z), lambda g: g.gradient(z), lambda g: g.hessian(z) @ v, lambda g: g.gauss_newton(z) @ v, lambda g: g.outputs(z)):
+        close(question(f), question(whole), ROUNDING)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 32, 50])
+@pytest.mark.parametrize("kind", REGRESSIONS)
+def test_chunks_of_a_regression_give_the_closed_forms(kind, chunk):
+    p = regression(kind, n=50, chunk=chunk)
+    w = p.point.numpy()
+    close(p.f(p.point), p.value(w))
+    close(p.f.gradient(p.point), p.gradient(w))
+    close(p.f.hessian(p.point).dense(), p.hessian(w))
+
+
+@every_module
+def test_the_order_of_the_rows_is_irrelevant(name):
+    f, z = objective(name, chunk=5)
+    shuffled = f.on(torch.randperm(13, generator=generator(0, "shuffle")))
+    close(shuffled(z), f(z), ROUNDING)
+    close(shuffled.gradient(z), f.gradient(z), ROUNDING)
+
+
+@every_module
+def test_an_ensemble_is_its_members_one_by_one(name):
+    f, z = objective(name, chunk=5)
+    many = z + 0.3 * draw(3, f.dim, seed=9)
+    values, gradients = f.value_and_gradient(many)
+    close(f(many), torch.stack([f(point) for point in many]), ROUNDING)
+    close(values, f(many), ROUNDING)
+    close(gradients, torch.stack([f.gradient(point) for point in many]), ROUNDING)
+    close(f.value(many).accuracy.nan_to_num(-1), torch.stack([f.value(point).accuracy for point in many]).nan_to_num(-1), 0)
+
+
+@every_module
+@pytest.mark.parametrize("matrix", ["hessian", "gauss_newton"])
+def test_kept_graphs_and_fresh_ones_give_one_product(name, matrix):
+    f, z = objective(name, chunk=5)
+    kept, fresh, chosen = (getattr(f, matrix)(z, keep=keep) for keep in (True, False, None))
+    for v in draw(2, f.dim):  # twice: a kept graph survives its products
+        close(kept @ v, fresh @ v, ROUNDING)
+        close(chosen @ v, fresh @ v, ROUNDING)
+
+
+def test_value_over_a_union_is_the_weighted_mean_over_its_parts():
+    f, z = objective("mlp")
+    close(f(z), (4 * f.on(slice(0, 4))(z) + 9 * f.on(slice(4, 13))(z)) / 13, ROUNDING)
+    close(f.on(rows("mlp", 6))(z), objective("mlp", 6)[0](z), 0)
+
+
+def test_by_row_has_the_value_as_its_mean_and_accuracy_counts_the_largest_output():
+    f, z = objective("mlp", chunk=4)
+    losses, right = f.by_row(z)
+    close(losses.mean(), f(z), ROUNDING)
+    truth = f.outputs(z).numpy().argmax(1) == f.rows.targets.numpy()
+    close(right, truth.astype(float), 0)
+    close(f.value(z).accuracy, truth.mean(), ROUNDING)
+    regress, point = objective("mlp-mse")
+    assert torch.isnan(regress.value(point).accuracy)
+
+
+# -- losses -----------------------------------------------------------------------------------------------------------
+
+WEIGHTS = torch.tensor([0.5, 0.0, 2.0], dtype=F64)
+MEANS = {
+    "cross-entropy": nn.CrossEntropyLoss(),
+    "class weights": nn.CrossEntropyLoss(weight=WEIGHTS),
+    "ignore": nn.CrossEntropyLoss(ignore_index=1),
+    "ignore below zero": nn.CrossEntropyLoss(ignore_index=-100),
+    "weights and ignore": nn.CrossEntropyLoss(weight=WEIGHTS, ignore_index=0),
+    "smoothed": nn.CrossEntropyLoss(weight=WEIGHTS, ignore_index=2, label_smoothing=0.1),
+    "nll": nn.NLLLoss(weight=WEIGHTS),
+}
+
+
+@pytest.mark.parametrize("tokens", [False, True], ids=["rows", "tokens"])
+@pytest.mark.parametrize("loss", MEANS.values(), ids=MEANS)
+def test_classification_means_are_torchs_own(loss, tokens):
+    """Torch divides by the sum of the weights of the targets counted; so must sums over chunks of 4 of 13 rows."""
+    targets = torch.arange(26 if tokens else 13).reshape(13, -1).squeeze(1) % 3
+    if loss.ignore_index == -100:
+        targets = targets.masked_fill(targets == 2, -100)
+    net = filled(nn.Conv1d(4, 3, 1) if tokens else nn.Linear(4, 3))
+    x = draw(13, 4, 2) if tokens else draw(13, 4)
+    f, z = Objective.of(net, loss, Rows(x, targets), dtype=F64, chunk=4)
+    truth = loss(net(x), targets)
+    net.zero_grad()
+    truth.backward()
+    close(f(z), truth, ROUNDING)
+    close(f.gradient(z), torch.cat([p.grad.flatten() for p in net.parameters()]), ROUNDING)
+    close(f.gradient(z[None])[0], f.gradient(z), ROUNDING)
+    close(f.hessian(z).dense(), slopes(f.gradient, z), DIFFERENCES)
+    losses, _ = f.by_row(z)
+    close(losses.mean(), truth, ROUNDING)
+
+
+def test_rows_of_weight_zero_are_as_if_they_were_not_there():
+    x, y = draw(12, 4), torch.arange(12) % 3
+    f, z = Objective.of(filled(nn.Linear(4, 3)), nn.CrossEntropyLoss(ignore_index=1), Rows(x, y), dtype=F64, chunk=5)
+    rest = Objective.of(filled(nn.Linear(4, 3)), "cross-entropy", Rows(x[y != 1], y[y != 1]), dtype=F64)[0]
+    close(f(z), rest(z), ROUNDING)
+    close(f.hessian(z).dense(), rest.hessian(z).dense(), ROUNDING)
+    nothing = f.on(torch.tensor([1, 4, 7]))
+    assert torch.isnan(nothing(z))  # torch's own answer to a mean over nothing
+
+
+def test_token_accuracy_is_a_share_of_tokens():
+    x, y = draw(6, 3, 5), torch.arange(30).reshape(6, 5) % 3
+    f, z = Objective.of(filled(nn.Conv1d(3, 3, 1)), "cross-entropy", Rows(x, y), dtype=F64, chunk=4)
+    close(f.value(z).accuracy, (f.outputs(z).numpy().argmax(1) == y.numpy()).mean(), 1e-6)  # counted in float32
+
+
+@pytest.mark.parametrize("loss", [nn.MSELoss(), nn.L1Loss(), nn.SmoothL1Loss(), nn.HuberLoss()], ids=lambda loss: type(loss).__name__)
+def test_regression_means_are_torchs_own(loss):
+    net, x, y = filled(nn.Linear(4, 3)), draw(13, 4), draw(13, 3, seed=1)
+    f, z = Objective.of(net, loss, Rows(x, y), dtype=F64, chunk=4)
+    close(f(z), loss(net(x), y), ROUNDING)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_class_weights_follow_the_objectives_dtype(dtype):
+    """Users hold their class weights in float32; analyses run in float64 as well. 0.5 and 2 are exact in both."""
+    x, y = draw(13, 4), torch.arange(13) % 3
+    f, z = Objective.of(filled(nn.Linear(4, 3)), nn.CrossEntropyLoss(weight=WEIGHTS.float()), Rows(x, y), dtype=dtype)
+    close(f(z), nn.CrossEntropyLoss(weight=WEIGHTS)(filled(nn.Linear(4, 3))(x), y), ROUNDING if dtype == F64 else 1e-5)
+
+
+def test_probabilities_as_targets_are_a_plain_mean():
+    net, x, y = filled(nn.Linear(4, 3)), draw(13, 4), torch.softmax(draw(13, 3, seed=1), 1)
+    f, z = Objective.of(net, "cross-entropy", Rows(x, y), dtype=F64, chunk=4)
+    close(f(z), nn.CrossEntropyLoss()(net(x), y), ROUNDING)
+
+
+def test_a_function_of_outputs_and_targets_is_a_loss_by_rows():
+    x, y = draw(13, 4), draw(13, 3, seed=1)
+    f, z = Objective.of(filled(nn.Linear(4, 3)), lambda o, t: (o - t).abs().sum(1), Rows(x, y), dtype=F64, chunk=4)
+    close(f(z), np.abs(f.outputs(z).numpy() - y.numpy()).sum(1).mean(), ROUNDING)
+
+
+def test_scaling_the_loss_scales_everything():
+    data = rows("mlp")
+    f, z = objective("mlp")
+    g, _ = Objective.of(module("mlp"), lambda o, t: 3 * functional.cross_entropy(o, t, reduction="none"), data, dtype=F64)
+    close(g(z), 3 * f(z), ROUNDING)
+    close(g.hessian(z).dense(), 3 * f.hessian(z).dense(), ROUNDING)
+
+
+def test_permuting_neurons_leaves_value_and_spectrum():
+    net = module("mlp")
+    order = torch.tensor([3, 1, 4, 0, 2])
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other[0].weight.copy_(net[0].weight[order])
+        other[0].bias.copy_(net[0].bias[order])
+        other[2].weight.copy_(net[2].weight[:, order])
+    (f, z), (g, y) = (Objective.of(m, "cross-entropy", rows("mlp"), dtype=F64) for m in (net, other))
+    close(f(z), g(y), ROUNDING)
+    close(*(np.linalg.eigvalsh(h.dense().numpy()) for h in (f.hessian(z), g.hessian(y))), ROUNDING)
+
+
+# -- inputs and outputs -----------------------------------------------------------------------------------------------
+
+
+class Sum(nn.Module):
+    """Two arguments, the second by name; the answer wrapped in several ways."""
+
+    def __init__(self, wrap=lambda o: o):
+        super().__init__()
+        self.a, self.b, self.wrap = nn.Linear(4, 3), nn.Linear(2, 3), wrap
+
+    def forward(self, x, extra):
+        return self.wrap(self.a(x) + self.b(extra))
+
+
+class Answer:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+def test_tuples_and_dicts_of_inputs_are_spread_over_forward():
+    x, extra, y = draw(7, 4), draw(7, 2), torch.arange(7) % 3
+    net = filled(Sum())
+    truth = nn.CrossEntropyLoss()(net(x, extra), y)
+    for inputs in ((x, extra), {"extra": extra, "x": x}):
+        f, z = Objective.of(net, "cross-entropy", Rows(inputs, y), dtype=F64, chunk=3)
+        close(f(z), truth, ROUNDING)
+        close(f.on(torch.tensor([2, 5]))(z), nn.CrossEntropyLoss()(net(x[[2, 5]], extra[[2, 5]]), y[[2, 5]]), ROUNDING)
+        close(f.hessian(z).dense(), slopes(f.gradient, z), DIFFERENCES)
+
+
+@pytest.mark.parametrize("wrap", [lambda o: (o, None), lambda o: [o], Answer], ids=["tuple", "list", "logits"])
+def test_wrapped_answers_are_unwrapped(wrap):
+    data = Rows((draw(7, 4), draw(7, 2)), torch.arange(7) % 3)
+    plain, z = Objective.of(filled(Sum()), "cross-entropy", data, dtype=F64)
+    wrapped, _ = Objective.of(filled(Sum(wrap)), "cross-entropy", data, dtype=F64)
+    close(wrapped(z), plain(z), 0)
+
+
+def test_integer_inputs_are_not_cast():
+    net = filled(nn.Sequential(nn.Embedding(6, 4), nn.Flatten(), nn.Linear(8, 3)))
+    tokens, y = torch.arange(14).reshape(7, 2) % 6, torch.arange(7) % 3
+    f, z = Objective.of(net, "cross-entropy", Rows(tokens, y), dtype=F64)
+    close(f(z), nn.CrossEntropyLoss()(net(tokens), y), ROUNDING)
+    close(f.hessian(z).dense(), slopes(f.gradient, z), DIFFERENCES)
+
+
+def test_a_row_of_nan_makes_the_value_nan_and_is_never_imputed():
+    data = rows("mlp")
+    data.inputs[4, 1] = float("nan")
+    f, z = Objective.of(module("mlp"), "cross-entropy", data, dtype=F64, chunk=4)
+    assert torch.isnan(f(z))
+    assert torch.isnan(f.gradient(z)).any()
+    losses, _ = f.by_row(z)
+    assert torch.isnan(losses).nonzero().flatten().tolist() == [4]
+    clean = torch.tensor([i for i in range(13) if i != 4])
+    assert torch.isfinite(f.on(clean)(z))
+    assert torch.isnan(f(torch.full_like(z, float("nan"))))
+
+
+# -- parameters and buffers -------------------------------------------------------------------------------------------
+
+
+def test_tied_weights_stand_once_in_the_vector():
+    f, z = objective("tied")
+    assert f.dim == len(z) == 4 * 4 + 4 + 3 * 4 + 3
+    assert f.model.layout.aliases == {"second.weight": "first.weight"}
+    net = module("tied")
+    moved = z.clone()
+    moved[:16] += 1
+    with torch.no_grad():
+        net.first.weight += 1
+    close(f(moved), nn.CrossEntropyLoss()(net(f.rows.inputs), f.rows.targets), ROUNDING)
+
+
+def test_frozen_parameters_and_buffers_stand_apart():
+    f, z = objective("frozen")
+    assert f.dim == len(z) == 5 + 5 * 3 + 3
+    assert {entry.name: entry.kind for entry in f.model.layout.entries} == {
+        "first.weight": "frozen", "first.bias": "parameter", "order": "frozen", "out.weight": "parameter", "out.bias": "parameter",
+        "shift": "buffer", "signs": "buffer",
+    }  # fmt: skip
+    assert set(f.buffers) == {"shift", "signs"}
+    assert f.buffers["signs"].dtype == torch.int64
+    net = module("frozen")
+    close(f(z), nn.CrossEntropyLoss()(net(f.rows.inputs), f.rows.targets), ROUNDING)
+    with torch.no_grad():
+        net.shift += 1
+    moved = f.with_buffers({**f.buffers, "shift": f.buffers["shift"] + 1})
+    close(moved(z), nn.CrossEntropyLoss()(net(f.rows.inputs), f.rows.targets), ROUNDING)
+    assert float(abs(moved(z) - f(z))) > 1e-3
+
+
+def test_the_point_is_the_parameters_in_order():
+    net = module("conv-groupnorm")
+    _, z = Objective.of(net, "cross-entropy", rows("conv-groupnorm"), dtype=F64)
+    assert torch.equal(z, nn.utils.parameters_to_vector(net.parameters()).detach())
+
+
+def everything(f, z):
+    v = torch.ones(f.dim, dtype=z.dtype)
+    f(z), f.gradient(z), f.value(torch.stack([z, z + 1])), f.gradient(torch.stack([z, z + 1])), f.by_row(z), f.outputs(z)
+    for keep in (True, False):
+        _ = f.hessian(z, keep=keep) @ v, f.gauss_newton(z, keep=keep) @ v
+    f.with_buffers(f.buffers, "batch")(z)
+
+
+class Snapshot:
+    """All that a user could see of a module and of torch's global state."""
+
+    def __init__(self, net):
+        self.tensors = {name: (tensor.detach().clone(), tensor.requires_grad) for name, tensor in [*net.named_parameters(), *net.named_buffers()]}
+        self.training = {name: part.training for name, part in net.named_modules()}
+        self.random = torch.get_rng_state()
+        self.grad = torch.is_grad_enabled()
+
+    def __eq__(self, other):
+        same = all(torch.equal(a, other.tensors[name][0]) and flag == other.tensors[name][1] and a.dtype == other.tensors[name][0].dtype for name, (a, flag) in self.tensors.items())
+        return same and self.training == other.training and torch.equal(self.random, other.random) and self.grad == other.grad
+
+
+@every_module
+def test_the_users_model_and_generator_are_untouched(name):
+    net = module(name)
+    next(net.children()).eval()  # a mixture of modes
+    before = Snapshot(net)
+    f, z = Objective.of(net, "mse" if name == "mlp-mse" else "cross-entropy", rows(name), dtype=F64, chunk=5)
+    kept, buffers = z.clone(), {key: value.clone() for key, value in f.buffers.items()}
+    everything(f, z)
+    assert Snapshot(net) == before
+    assert all(p.grad is None for p in net.parameters())
+    assert torch.equal(z, kept)
+    assert not z.requires_grad
+    assert all(torch.equal(f.buffers[key], value) for key, value in buffers.items())
+
+
+def test_a_gradient_that_the_user_holds_is_not_touched():
+    net = module("mlp")
+    nn.CrossEntropyLoss()(net(rows("mlp").inputs), rows("mlp").targets).backward()
+    held = [p.grad.clone() for p in net.parameters()]
+    everything(*Objective.of(net, "cross-entropy", rows("mlp"), dtype=F64))
+    assert all(torch.equal(p.grad, grad) for p, grad in zip(net.parameters(), held, strict=True))
+
+
+class Bomb(Exception):
+    pass
+
+
+@pytest.mark.parametrize("where", ["forward", "loss"])
+def test_an_exception_of_the_users_code_leaves_all_as_it_was(monkeypatch, where):
+    net = module("tied")
+    before = Snapshot(net)
+    armed = []
+
+    def loss(outputs, targets):
+        if where == "loss" and armed:
+            raise Bomb
+        return functional.cross_entropy(outputs, targets, reduction="none")
+
+    f, z = Objective.of(net, loss, rows("tied"), dtype=F64, chunk=5)
+    value, dense = f(z), f.hessian(z).dense()
+    armed.append(True)
+    if where == "forward":
+        monkeypatch.setattr(Tied, "forward", lambda self, x: (_ for _ in ()).throw(Bomb))
+    for question in (f, f.gradient, f.hessian, f.gauss_newton, lambda z: f.gradient(z[None])):
+        with pytest.raises(Bomb):
+            question(z)
+    armed.clear()
+    monkeypatch.undo()
+    assert Snapshot(net) == before
+    assert all(p.grad is None for p in net.parameters())
+    assert torch.equal(f(z), value)
+    assert torch.equal(f.hessian(z).dense(), dense)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, contextlib.nullcontext, torch.enable_grad])
+def test_the_callers_grad_mode_is_irrelevant(context):
+    f, z = objective("mlp")
+    truth = f.gradient(z), f.hessian(z).dense(), f.gauss_newton(z).dense()
+    with context():
+        got = f.gradient(z), f.hessian(z).dense(), f.gauss_newton(z).dense()
+        value = f(z.clone().requires_grad_())
+    assert not value.requires_grad
+    assert all(torch.equal(a, b) and not a.requires_grad for a, b in zip(got, truth, strict=True))
+
+
+def test_later_training_of_the_users_model_does_not_move_the_objective():
+    net = module("batchnorm")
+    f, z = Objective.of(net, "cross-entropy", rows("batchnorm"), dtype=F64)
+    before = f(z)
+    with torch.no_grad():
+        net(10 * rows("batchnorm").inputs)
+        for p in net.parameters():
+            p.zero_()
+    assert torch.equal(f(z), before)
+
+
+# -- restriction ------------------------------------------------------------------------------------------------------
+
+
+def test_restricting_twice_is_restricting_to_the_composition():
+    p = regression("softmax")
+    outer, inner = span(p.point, draw(6, p.f.dim, seed=1)), span(draw(6, seed=2), draw(2, 6, seed=3))
+    twice = p.f.restrict(outer).restrict(inner)
+    once = p.f.restrict(span(outer.lift(inner.origin), inner.push(torch.eye(2, dtype=F64)) @ outer.push(torch.eye(6, dtype=F64))))
+    z = draw(2, seed=4)
+    assert twice.dim == 2
+    close(twice.lift(z), outer.lift(inner.lift(z)), ROUNDING)
+    close(twice(z), p.value(outer.lift(inner.lift(z)).numpy()))
+    close(twice.gradient(z), once.gradient(z), ROUNDING)
+    close(twice.hessian(z).dense(), once.hessian(z).dense(), ROUNDING)
+    close(twice.gauss_newton(z).dense(), once.gauss_newton(z).dense(), ROUNDING)
+    close(twice.gradient(draw(3, 2)), torch.stack([once.gradient(point) for point in draw(3, 2)]), ROUNDING)
+
+
+@pytest.mark.parametrize(
+    "subspace",
+    [
+        lambda w: random_subspace(w, 4, generator(0, "s"), "sparse"),
+        lambda w: random_subspace(w, 4, generator(0, "s"), "srht"),
+        lambda w: coordinates(w, torch.arange(len(w)) % 3 == 0),
+        lambda w: segment(w, w + 0.1),
+    ],
+    ids=["sparse", "srht", "mask", "segment"],
+)
+@pytest.mark.parametrize("name", ["mlp", "conv-batchnorm"])
+def test_restricted_derivatives_are_slopes_too(name, subspace):
+    f, w = objective(name)
+    g = f.restrict(subspace(w))
+    z = 0.5 * draw(g.dim, seed=3)
+    close(g.gradient(z), slopes(g, z), DIFFERENCES)
+    close(g.hessian(z).dense(), slopes(g.gradient, z), DIFFERENCES)
+
+
+def test_rows_and_buffers_may_change_before_or_after_a_restriction():
+    f, w = objective("batchnorm")
+    s, z, index = segment(w, w + 1), torch.tensor([0.3], dtype=F64), torch.tensor([1, 5, 2])
+    other = {name: value + 1 for name, value in f.buffers.items()}
+    close(f.restrict(s).on(index).with_buffers(other)(z), f.on(index).with_buffers(other)(s.lift(z)), 0)
+    close(f.with_buffers(other).on(index).restrict(s)(z), f.on(index).with_buffers(other)(s.lift(z)), 0)
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def linear(loss="mse", data=None, **keywords):
+    return Objective.of(nn.Linear(4, 3), loss, data or Rows(draw(7, 4), draw(7, 3)), dtype=F64, **keywords)
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return "words"
+
+
+REFUSED = {
+    "one loss a row": lambda: (lambda f, z: f(z))(*linear(lambda o, t: ((o - t) ** 2).mean())),
+    "means over unequal chunks": lambda: (lambda f, z: f.gradient(z[None]))(*linear(lambda o, t: ((o - t) ** 2).mean())),
+    r"shape \(6,\) for 7 rows": lambda: (lambda f, z: f(z))(*linear(lambda o, t: (o - t)[1:].sum(1))),
+    "reduction='sum'": lambda: linear(nn.MSELoss(reduction="sum")),
+    r"refused outputs \(7, 3\) float64 with targets \(7, 3\) float64": lambda: (lambda f, z: f(z))(*linear(nn.NLLLoss())),
+    "Did you mean 'cross-entropy'": lambda: linear("cross-entropi"),
+    "a name, a torch loss module or a function": lambda: linear(nn.MSELoss),
+    r"one number of rows; got \[6, 7\]": lambda: Rows(draw(7, 4), draw(6, 3)),
+    "no rows": lambda: Rows(draw(0, 4), draw(0, 3)),
+    "at least 1 row": lambda: linear(chunk=0),
+    r"shape \(15,\), many \(E, 15\); got \(14,\)": lambda: linear()[0](draw(14)),
+    r"got \(2, 2, 15\)": lambda: linear()[0].gradient(draw(2, 2, 15)),
+    r"curvature is taken at one point \(15,\)": lambda: linear()[0].hessian(draw(2, 15)),
+    "subspace of 14 dimensions cannot restrict an objective of 15": lambda: linear()[0].restrict(segment(draw(14), draw(14))),
+    "no trainable floating-point parameter": lambda: Objective.of(nn.Linear(4, 3).requires_grad_(False), "mse", Rows(draw(7, 4), draw(7, 3))),
+    "is lazy": lambda: Objective.of(nn.LazyLinear(3), "mse", Rows(draw(7, 4), draw(7, 3))),
+    "returned str": lambda: (lambda f, z: f(z))(*Objective.of(Words(), "mse", Rows(draw(7, 4), draw(7, 3)), dtype=F64)),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_cannot_be_measured_is_refused_with_the_reason(message):
+    with pytest.raises(UsageError, match=message):
+        REFUSED[message]()
+
+
+def test_require_finite_counts():
+    require_finite(torch.ones(3), "the point")
+    with pytest.raises(LandscapeError, match="the point has 2 NaN or infinite of 3"):
+        require_finite(torch.tensor([float("nan"), 1.0, float("-inf")]), "the point")
+
+
+def test_a_loss_object_is_taken_as_it_is():
+    loss = Loss.of("mse")
+    assert Loss.of(loss) is loss
+
+
+def test_float32_agrees_with_float64_to_its_precision():
+    (f, z), (g, _) = objective("mlp"), objective("mlp", dtype=torch.float32)
+    # one pass through two layers of at most 5 terms and a mean of 13 rows: some 30 roundings of 6e-8
+    close(g(z.float()), f(z), 1e-5)
+    close(g.gradient(z.float()), f.gradient(z), 1e-5)
+    assert g.gradient(z.float()).dtype == torch.float32
+    assert PartFrozen().shift.dtype == torch.float32

@@ -1,0 +1,701 @@
+"""The trajectory store: what is read is what was committed, whatever happened to the writer, and no damage goes unseen.
+
+Letters: D parameters, B buffer entries, T recorded rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from landscape import files, trajectories
+from landscape.errors import LandscapeError, UnsafeInputError, UsageError
+from landscape.trajectories import Entry, Layout, Row, Trajectory, TrajectoryWriter
+
+
+def layout_of(dim: int, buffers: int = 0) -> Layout:
+    entries = [Entry("w", (dim - 2,), 0, "float32", "parameter"), Entry("b.0", (2, 1), dim - 2, "float32", "parameter")]
+    if buffers:
+        entries.append(Entry("mean", (buffers,), 0, "float32", "buffer"))
+    entries.append(Entry("table", (3,), 0, "int64", "frozen"))
+    return Layout(tuple(entries), {"tied": "w"})
+
+
+def row_of(step: int, dim: int, buffers: int = 0, dtype: str = "float32") -> Row:
+    """The row that a step always has: a reader elsewhere can tell it from any other."""
+    draw = np.random.default_rng(step)
+    numbers = draw.standard_normal(dim + buffers + 2)
+    return Row(step, numbers[:dim].astype(dtype), numbers[dim : dim + buffers], float(numbers[-1]), float(numbers[-2]))
+
+
+def write(
+    folder: Path, dim: int, rows: int, *, buffers: int = 0, dtype: str = "float32", segment: int = 3, every: int = 5
+) -> list[Row]:
+    """A store of `rows` rows in segments of `segment` rows; steps 0, 5, 10, ..."""
+    written = [row_of(every * number, dim, buffers, dtype) for number in range(rows)]
+    writer = TrajectoryWriter(folder, layout_of(dim, buffers))
+    for number, row in enumerate(written, 1):
+        writer.append(row)
+        if number % segment == 0:
+            writer.commit()
+    writer.commit()
+    return written
+
+
+def same(read: Row, written: Row) -> bool:
+    """Bitwise."""
+    arrays = ((read.point, written.point), (read.buffers, written.buffers))
+    numbers = (np.array([r.step, r.loss, r.rate]).tobytes() for r in (read, written))
+    return all(a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in arrays) and len(set(numbers)) == 1
+
+
+def read_everything(folder: Path) -> tuple[np.ndarray, ...]:
+    """Every stored number."""
+    found = Trajectory.open(folder)
+    buffers = [found.row(number).buffers for number in range(len(found))]
+    return (found.steps, found.losses, found.rates, found.points(), np.array(buffers))
+
+
+# -- what goes in comes out -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+@pytest.mark.parametrize("buffers", [0, 4])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_round_trip_is_exact(tmp_path: Path, dtype: str, buffers: int, rows: int) -> None:
+    written = write(tmp_path, 7, rows, buffers=buffers, dtype=dtype)
+    found = Trajectory.open(tmp_path)
+    assert len(found) == rows
+    assert found.layout == layout_of(7, buffers)
+    assert (found.dim, found.layout.buffer_size) == (7, buffers)
+    assert found.points().dtype == found.dtype == np.dtype(dtype)
+    for number, row in enumerate(written):
+        assert same(found.row(number), row)
+        assert same(found.row(number - rows), row)
+        assert found.index(row.step) == number
+    assert found.steps.dtype == np.int64
+    np.testing.assert_array_equal(found.steps, [row.step for row in written])
+    np.testing.assert_array_equal(found.losses, [row.loss for row in written])
+    np.testing.assert_array_equal(found.rates, [row.rate for row in written])
+    assert found.points().tobytes() == np.stack([row.point for row in written]).tobytes()
+
+
+def test_special_numbers_keep_their_bits(tmp_path: Path) -> None:
+    """NaN with its payload, both zeros, infinities, the smallest denormal: nothing is imputed."""
+    bits = np.array([0x7FC00001, 0xFFC12345, 0x80000000, 0, 0x7F800000, 0xFF800000, 1], dtype=np.uint32)
+    row = Row(0, bits.view(np.float32), np.empty(0), float("nan"), float("inf"))
+    writer = TrajectoryWriter(tmp_path, layout_of(7))
+    writer.append(row)
+    writer.commit()
+    assert same(Trajectory.open(tmp_path).row(0), row)
+
+
+def test_a_store_without_rows_is_empty_and_not_broken(tmp_path: Path) -> None:
+    TrajectoryWriter(tmp_path, layout_of(7)).commit()
+    found = Trajectory.open(tmp_path)
+    assert len(found) == len(found.steps) == len(found.losses) == 0
+    assert found.points().shape == (0, 7)
+    assert found.gram().shape == (0, 0)
+    for ask in (lambda: found.row(0), lambda: found.index(0), lambda: found.principal(1)):
+        with pytest.raises(UsageError):
+            ask()
+
+
+def test_a_snapshot_does_not_see_later_rows(tmp_path: Path) -> None:
+    write(tmp_path, 7, 2)
+    found = Trajectory.open(tmp_path)
+    writer = TrajectoryWriter(tmp_path, layout_of(7))
+    writer.append(row_of(100, 7))
+    assert len(Trajectory.open(tmp_path)) == 2  # not yet committed
+    writer.commit()
+    assert len(found) == 2
+    assert found.points().shape == (2, 7)
+    assert len(Trajectory.open(tmp_path)) == 3
+
+
+def test_a_segment_s_worth_of_rows_asks_for_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trajectories, "SEGMENT_BYTES", 3 * (7 * 4 + 2 * 8))
+    writer = TrajectoryWriter(tmp_path, layout_of(7, 2))
+    assert [writer.append(row_of(step, 7, 2)) for step in range(3)] == [False, False, True]
+
+
+def test_no_store_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no trajectory"):
+        Trajectory.open(tmp_path)
+
+
+def test_an_unrecorded_step_names_its_neighbours(tmp_path: Path) -> None:
+    write(tmp_path, 7, 8)
+    with pytest.raises(UsageError, match=r"step 12 was not recorded. Nearest: 5, 10, 15 \(8 rows from 0 to 35\)"):
+        Trajectory.open(tmp_path).index(12)
+    for number in (8, -9):
+        with pytest.raises(UsageError, match=f"row {number} of a trajectory of 8 rows"):
+            Trajectory.open(tmp_path).row(number)
+
+
+# -- lazy reading -----------------------------------------------------------------------------------------------------
+
+SLICES = [
+    slice(None),
+    slice(0, 0),
+    slice(2, 5),
+    slice(-3, None),
+    slice(4, 2),
+    slice(None, -2),
+    slice(-99, 99),
+    slice(9, 9),
+]
+
+
+@pytest.mark.parametrize("rows", [(0, None), (0, 0), (1, 2), (2, 7), (4, 99), (7, 3), (-2, None), (0, -3), (-99, 2)])
+def test_ranges_of_rows_and_columns_are_numpy_s(tmp_path: Path, rows: tuple[int, int | None]) -> None:
+    whole = np.stack([row.point for row in write(tmp_path, 9, 8)])
+    found = Trajectory.open(tmp_path)
+    for columns in SLICES:
+        np.testing.assert_array_equal(found.points(*rows, columns=columns), whole[slice(*rows), columns])
+
+
+def test_columns_with_gaps_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, 9, 2)
+    with pytest.raises(UsageError, match="step 2"):
+        Trajectory.open(tmp_path).points(columns=slice(None, None, 2))
+
+
+def test_only_the_bytes_asked_for_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, 4000, 6)
+    found = Trajectory.open(tmp_path)
+    whole = found.points()  # and the checksums are verified, once
+    read = 0
+    preadv = os.preadv
+
+    def counted(handle: int, views: Any, place: int) -> int:
+        nonlocal read
+        read += sum(map(len, views))
+        return preadv(handle, views, place)
+
+    monkeypatch.setattr(trajectories.os, "preadv", counted)
+    np.testing.assert_array_equal(found.points(1, 5, slice(10, 14)), whole[1:5, 10:14])
+    assert read == 4 * 4 * 4  # rows, columns, bytes of a float32
+
+
+@pytest.mark.parametrize("width", [1, 3, 10**9])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gram_is_numpy_s_whatever_the_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int, dtype: str
+) -> None:
+    whole = np.stack([row.point for row in write(tmp_path, 31, 8, dtype=dtype)]).astype(np.float64)
+    monkeypatch.setattr(trajectories, "BLOCK_BYTES", width * 8 * 8)
+    found = Trajectory.open(tmp_path)
+    widths = [block.shape[1] for _, block in found.blocks()]
+    assert max(widths) == min(width, 31)
+    assert sum(widths) == 31
+    centred = whole - whole.mean(axis=0)
+    # sums of 31 products of order 1: rounding is below 31 * 10 * 2^-53
+    np.testing.assert_allclose(found.gram(), centred @ centred.T, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(found.gram(centred=False), whole @ whole.T, rtol=0, atol=1e-13)
+
+
+def test_centred_gram_keeps_the_digits_of_close_points(tmp_path: Path) -> None:
+    """Points at 1e8 that differ by about 1: uncentred sums of 1e16 would have lost all of it."""
+    writer = TrajectoryWriter(tmp_path, layout_of(50))
+    rows = [row_of(step, 50, dtype="float64") for step in range(6)]
+    for row in rows:
+        writer.append(dataclasses.replace(row, point=row.point + 1e8))
+    writer.commit()
+    points = np.stack([row.point for row in rows])
+    centred = points - points.mean(axis=0)
+    # each coordinate is known to 1e8 * 2^-53 = 1e-8, times 50 coordinates of order 1
+    np.testing.assert_allclose(Trajectory.open(tmp_path).gram(), centred @ centred.T, rtol=0, atol=5e-6)
+
+
+def test_reading_holds_one_block_and_not_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dim, rows = 200_000, 12
+    write(tmp_path, dim, rows)
+    monkeypatch.setattr(trajectories, "BLOCK_BYTES", 2**20)
+    largest = 0
+    empty = np.empty
+
+    def watched(shape: Any, *args: Any, **keywords: Any) -> np.ndarray:
+        nonlocal largest
+        made = empty(shape, *args, **keywords)
+        largest = max(largest, made.nbytes)
+        return made
+
+    found = Trajectory.open(tmp_path)
+    monkeypatch.setattr(trajectories.np, "empty", watched)
+    found.gram()
+    assert 0 < largest <= 2**20  # the whole takes 9.6 MB
+
+
+@pytest.mark.parametrize("block", [64, 10**9])
+def test_principal_directions_are_those_of_the_singular_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    whole = np.stack([row.point for row in write(tmp_path, 40, 8, dtype="float64")])
+    monkeypatch.setattr(trajectories, "BLOCK_BYTES", block * 8)
+    directions, variances = Trajectory.open(tmp_path).principal(5)
+    centred = whole - whole.mean(axis=0)
+    _, singular, right = np.linalg.svd(centred, full_matrices=False)
+    np.testing.assert_allclose(variances, singular**2 / 8, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(np.abs(np.sum(directions * right[:5], axis=1)), 1, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(directions @ directions.T, np.eye(5), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(variances.sum(), np.sum(centred**2) / 8, rtol=1e-12)
+    assert (directions @ centred[-1] >= 0).all()  # the last point lies on the positive side
+
+
+@pytest.mark.parametrize("dim", [0, -1, 8, 99])
+def test_more_directions_than_the_points_span_are_refused(tmp_path: Path, dim: int) -> None:
+    write(tmp_path, 40, 8)  # 8 points span 7 directions
+    with pytest.raises(UsageError, match=rf"asked for {dim} principal directions; the 8 recorded points span 7"):
+        Trajectory.open(tmp_path).principal(dim)
+
+
+def test_equal_points_span_nothing(tmp_path: Path) -> None:
+    writer = TrajectoryWriter(tmp_path, layout_of(7))
+    for step in range(3):
+        writer.append(dataclasses.replace(row_of(0, 7), step=step))
+    writer.commit()
+    with pytest.raises(UsageError, match="span 0"):
+        Trajectory.open(tmp_path).principal(1)
+
+
+def test_points_that_are_not_finite_have_no_directions(tmp_path: Path) -> None:
+    write(tmp_path, 7, 4)
+    writer = TrajectoryWriter(tmp_path, layout_of(7))
+    writer.append(dataclasses.replace(row_of(0, 7), step=99, point=np.full(7, np.nan, dtype=np.float32)))
+    writer.commit()
+    with pytest.raises(LandscapeError, match="NaN or infinite"):
+        Trajectory.open(tmp_path).principal(1)
+
+
+# -- damage -----------------------------------------------------------------------------------------------------------
+
+
+def flip(path: Path, bit: int) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("part", ["header", "payload"])
+def test_every_flipped_bit_of_a_segment_is_found(tmp_path: Path, part: str) -> None:
+    write(tmp_path, 50, 9, buffers=3)
+    path = tmp_path / "segment-000001.safetensors"
+    sound = path.read_bytes()
+    split = 8 + int.from_bytes(sound[:8], "little")
+    low, high = (0, split) if part == "header" else (split, len(sound))
+    for bit in random.Random(part).sample(range(8 * low, 8 * high), 60):
+        flip(path, bit)
+        with pytest.raises(UnsafeInputError, match=r"segment-000001\.safetensors is damaged: its checksum"):
+            Trajectory.open(tmp_path).points(4, 5)
+        path.write_bytes(sound)
+    read_everything(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["manifest.jsonl", "layout.json"])
+def test_every_flipped_bit_beside_the_segments_is_found_or_harmless(tmp_path: Path, name: str) -> None:
+    """Every third bit, so some of every byte. Harmless: the last line break (its line then was never committed)."""
+    write(tmp_path, 5, 4, buffers=1)
+    path = tmp_path / name
+    sound, (manifest, layout) = path.read_bytes(), (trajectories._manifest(tmp_path), layout_of(5, 1))
+    for bit in range(0, 8 * len(sound), 3):
+        flip(path, bit)
+        try:
+            found = Trajectory.open(tmp_path)
+        except UnsafeInputError:
+            pass
+        else:
+            kept = manifest[:-1] if name == "manifest.jsonl" and bit // 8 == len(sound) - 1 else manifest
+            assert (found.layout, list(found.segments)) == (layout, kept), f"bit {bit}"
+        path.write_bytes(sound)
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 100, -8, -1])
+def test_a_truncated_segment_is_found(tmp_path: Path, size: int) -> None:
+    write(tmp_path, 50, 9)
+    path = tmp_path / "segment-000002.safetensors"
+    os.truncate(path, size % path.stat().st_size)
+    found = Trajectory.open(tmp_path)
+    assert found.points(0, 6).shape == (6, 50)  # the sound segments are still read
+    with pytest.raises(UnsafeInputError, match=r"segment-000002\.safetensors is damaged"):
+        found.points()
+
+
+def test_a_missing_segment_is_found(tmp_path: Path) -> None:
+    write(tmp_path, 50, 9)
+    (tmp_path / "segment-000001.safetensors").unlink()
+    with pytest.raises(UnsafeInputError, match=r"segment-000001\.safetensors is missing, though the manifest names it"):
+        Trajectory.open(tmp_path).points()
+
+
+def test_segments_that_changed_places_are_found(tmp_path: Path) -> None:
+    write(tmp_path, 50, 9)
+    first, second = (tmp_path / f"segment-00000{number}.safetensors" for number in range(2))
+    first.rename(tmp_path / "x")
+    second.rename(first)
+    (tmp_path / "x").rename(second)
+    with pytest.raises(UnsafeInputError, match="checksum"):
+        Trajectory.open(tmp_path).points()
+
+
+def test_the_layout_of_another_store_is_found(tmp_path: Path) -> None:
+    write(tmp_path / "a", 50, 3)
+    write(tmp_path / "b", 51, 3)
+    (tmp_path / "b" / "layout.json").rename(tmp_path / "a" / "layout.json")
+    with pytest.raises(UnsafeInputError, match=r"does not fit the layout\.json"):
+        Trajectory.open(tmp_path / "a").points()
+
+
+def edit_line(folder: Path, number: int, change: Callable[[str], str]) -> None:
+    lines = (folder / "manifest.jsonl").read_text().splitlines()
+    lines[number] = change(lines[number])
+    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def test_a_torn_last_line_is_ignored_and_written_again(tmp_path: Path) -> None:
+    written = write(tmp_path, 7, 9)
+    path = tmp_path / "manifest.jsonl"
+    path.write_bytes(path.read_bytes()[:-30])
+    assert len(Trajectory.open(tmp_path)) == 6
+    writer = TrajectoryWriter(tmp_path, layout_of(7))
+    assert writer.last_step == 25
+    for row in written:
+        writer.append(row)
+    writer.commit()
+    found = Trajectory.open(tmp_path)
+    assert all(same(found.row(number), row) for number, row in enumerate(written))
+    assert len(found) == 9
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda line: line[:-20], "line 2, is damaged"),
+        (lambda line: "", "line 2, is damaged"),
+        (lambda line: '{"file": "segment-000001.safetensors"}', "line 2, is not a segment"),
+        (lambda line: line.replace('"rows": 3', '"rows": "three"'), "line 2, is not a segment"),
+        (lambda line: line.replace('"rows": 3', '"rows": 4'), "line 2, is damaged: its checksum"),
+        (lambda line: line.replace('"segment', '"../segment'), "line 2, names a file outside the trajectory"),
+        (lambda line: line.replace('"segment', '"/etc/segment'), "line 2, names a file outside the trajectory"),
+    ],
+)
+def test_a_damaged_line_before_the_last_is_refused(
+    tmp_path: Path, change: Callable[[str], str], complaint: str
+) -> None:
+    write(tmp_path, 7, 9)
+    edit_line(tmp_path, 1, change)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for opening in (lambda: Trajectory.open(tmp_path), lambda: TrajectoryWriter(tmp_path, layout_of(7))):
+        with pytest.raises(UnsafeInputError, match=complaint):
+            opening()
+    assert sorted(path.name for path in tmp_path.iterdir()) == before  # the writer removed no segment
+
+
+def test_a_file_outside_is_refused_also_where_its_checksum_is_right(tmp_path: Path) -> None:
+    """A run from a stranger must not make this tool read other files of the user."""
+    write(tmp_path / "store", 7, 3)
+    (tmp_path / "store" / "segment-000000.safetensors").rename(tmp_path / "secret")
+    forged = dataclasses.replace(trajectories._manifest(tmp_path / "store")[0], file="../secret")
+    edit_line(tmp_path / "store", 0, lambda _: json.dumps({**dataclasses.asdict(forged), "check": forged.check}))
+    with pytest.raises(UnsafeInputError, match=r"outside the trajectory: '\.\./secret'"):
+        Trajectory.open(tmp_path / "store")
+
+
+def test_a_repeated_line_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, 7, 9)
+    edit_line(tmp_path, 1, lambda line: f"{line}\n{line}")
+    with pytest.raises(UnsafeInputError, match="line 3: steps do not increase"):
+        Trajectory.open(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"entries": 3, "aliases": {}}', "\u00ff", "[" * 100_000])
+def test_a_damaged_layout_is_refused(tmp_path: Path, text: str) -> None:
+    write(tmp_path, 7, 3)
+    (tmp_path / "layout.json").write_text(text, encoding="latin-1")
+    for opening in (lambda: Trajectory.open(tmp_path), lambda: TrajectoryWriter(tmp_path, layout_of(7))):
+        with pytest.raises(UnsafeInputError, match=r"layout\.json of the trajectory is damaged"):
+            opening()
+
+
+# -- writing again ----------------------------------------------------------------------------------------------------
+
+
+def test_replayed_rows_change_nothing(tmp_path: Path) -> None:
+    written = write(tmp_path, 7, 8)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    writer = TrajectoryWriter(tmp_path, layout_of(7))
+    assert not any(writer.append(row) for row in written)
+    writer.commit()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("step", [7, 6, 0])
+def test_steps_must_increase(tmp_path: Path, step: int) -> None:
+    writer = TrajectoryWriter(tmp_path, layout_of(7))
+    writer.append(row_of(7, 7))
+    with pytest.raises(UsageError, match=f"steps must increase: got {step} after 7"):
+        writer.append(row_of(step, 7))
+    writer.commit()
+    assert Trajectory.open(tmp_path).steps.tolist() == [7]
+
+
+@pytest.mark.parametrize("other", [layout_of(8), layout_of(7, 1), dataclasses.replace(layout_of(7), aliases={})])
+def test_the_trajectory_of_another_model_is_not_written_to(tmp_path: Path, other: Layout) -> None:
+    write(tmp_path, 7, 3)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UsageError, match=r"holds the trajectory of another model\. Choose another --out"):
+        TrajectoryWriter(tmp_path, other)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("shape", [(6, 2), (8, 2), (7, 1), (7, 0)])
+def test_a_row_of_another_size_is_refused(tmp_path: Path, shape: tuple[int, int]) -> None:
+    writer = TrajectoryWriter(tmp_path, layout_of(7, 2))
+    with pytest.raises(UsageError, match="7 parameters and 2 buffer entries"):
+        writer.append(row_of(0, *shape))
+
+
+def test_an_orphan_segment_and_half_written_files_are_replaced(tmp_path: Path) -> None:
+    """What a kill between the rename and the manifest's line leaves, and one before the rename."""
+    written = write(tmp_path, 7, 3)
+    (tmp_path / "segment-000001.safetensors").write_bytes(b"renamed, never committed")
+    (tmp_path / ".segment-000001.safetensors.123.tmp").write_bytes(b"half")
+    assert len(Trajectory.open(tmp_path)) == 3
+    writer = TrajectoryWriter(tmp_path, layout_of(7))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "layout.json",
+        "manifest.jsonl",
+        "segment-000000.safetensors",
+    ]
+    writer.append(row_of(50, 7))
+    writer.commit()
+    found = Trajectory.open(tmp_path)
+    assert all(map(same, map(found.row, range(4)), [*written, row_of(50, 7)]))
+
+
+# -- failures at every step of a commit -------------------------------------------------------------------------------
+
+# open the temporary file, sync it, rename it, sync the folder; open the manifest, sync it
+CALLS = 6
+ERRORS = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EROFS, "Read-only file system"),
+    KeyboardInterrupt(),
+]
+
+
+class Breaking:
+    """Makes the k-th system call of `files` raise, before it is done or after (as a signal would)."""
+
+    def __init__(self, number: int, error: BaseException, after: bool) -> None:
+        self._left, self._error, self._after = number, error, after
+        self._real: dict[str, Any] = {"fsync": os.fsync, "replace": os.replace}
+
+    def __enter__(self) -> Breaking:
+        files.open = self._wrap(open)  # type: ignore[attr-defined]
+        for name, call in self._real.items():
+            setattr(os, name, self._wrap(call))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        del files.open  # type: ignore[attr-defined]
+        for name, call in self._real.items():
+            setattr(os, name, call)
+
+    def _wrap(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            self._left -= 1
+            if self._left == 0 and not self._after:
+                raise self._error
+            done = call(*args)
+            if self._left == 0:
+                raise self._error
+            return done
+
+        return run
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=["ENOSPC", "EROFS", "interrupt"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("number", range(1, CALLS + 1))
+def test_a_failed_commit_loses_nothing_and_may_be_repeated(
+    tmp_path: Path, number: int, after: bool, error: BaseException
+) -> None:
+    old = write(tmp_path, 7, 4)
+    new = [row_of(step, 7) for step in (100, 101)]
+    writer = TrajectoryWriter(tmp_path, layout_of(7))
+    for row in new:
+        writer.append(row)
+    with Breaking(number, error, after), pytest.raises(type(error)):
+        writer.commit()
+    committed = Trajectory.open(tmp_path)
+    assert len(committed) in (4, 6)
+    assert all(map(same, map(committed.row, range(len(committed))), [*old, *new]))
+    # another writer takes the store up ...
+    again = TrajectoryWriter(tmp_path, layout_of(7))
+    assert again.last_step in (15, 101)
+    # ... or the same goes on, as a run does that commits once more before it ends
+    writer.append(row_of(102, 7))
+    writer.commit()
+    found = Trajectory.open(tmp_path)
+    assert all(map(same, map(found.row, range(7)), [*old, *new, row_of(102, 7)]))
+    assert len(found) == 7
+
+
+def test_the_test_above_reaches_every_call(tmp_path: Path) -> None:
+    writer = TrajectoryWriter(tmp_path, layout_of(7))
+    writer.append(row_of(0, 7))
+    with Breaking(CALLS + 1, KeyboardInterrupt(), False) as breaking:
+        writer.commit()
+    assert breaking._left == 1
+
+
+# -- other processes --------------------------------------------------------------------------------------------------
+
+WRITER = """
+import sys
+from pathlib import Path
+import numpy as np
+from landscape import files
+from landscape.trajectories import Entry, Layout, Row, TrajectoryWriter
+folder, dim = Path(sys.argv[1]), 20_000
+with files.exclusive(folder):
+    writer = TrajectoryWriter(folder, Layout((Entry("w", (dim,), 0, "float32", "parameter"),)))
+    print("ready", flush=True)
+    for step in range(writer.last_step + 1, 100_000):
+        point = np.random.default_rng(step).standard_normal(dim).astype(np.float32)
+        writer.append(Row(step, point, np.empty(0), float(step), 0.1))
+        if step % 7 == 6:
+            writer.commit()
+"""
+
+
+def checked_prefix(folder: Path, known: int) -> int:
+    """Every committed row from `known` on, bitwise; returns their number."""
+    found = Trajectory.open(folder)
+    assert found.steps.tolist() == list(range(len(found)))
+    for step in range(known, len(found)):
+        point = np.random.default_rng(step).standard_normal(20_000).astype(np.float32)
+        assert found.points(step, step + 1).tobytes() == point.tobytes(), f"row {step}"
+    return len(found)
+
+
+def test_a_reader_beside_a_writer_sees_a_growing_prefix_and_kills_lose_nothing(tmp_path: Path) -> None:
+    """Ten writers, one after the other, each killed with -9 at a random moment while this process reads."""
+    draw = random.Random(3)
+    known, grew = 0, 0
+    for _ in range(10):
+        with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == b"ready\n"
+            end = time.monotonic() + draw.uniform(0.0, 0.15)
+            while time.monotonic() < end:
+                now = checked_prefix(tmp_path, known)
+                assert now >= known
+                grew += now > known
+                known = now
+            other.send_signal(signal.SIGKILL)
+            assert other.wait() == -signal.SIGKILL
+        now = checked_prefix(tmp_path, known)
+        assert now >= known
+        known = now
+    assert grew >= 3
+    assert checked_prefix(tmp_path, 0) == known
+
+
+# -- any order of events ----------------------------------------------------------------------------------------------
+
+
+class Store(RuleBasedStateMachine):
+    """The store against a dict: append, commit, fail, be killed, go on, read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.committed: dict[int, Row] = {}
+        self.pending: dict[int, Row] = {}
+        self.step = 0
+
+    @initialize(buffers=st.sampled_from([0, 2]), dtype=st.sampled_from(["float32", "float64"]))
+    def start(self, buffers: int, dtype: str) -> None:
+        import tempfile
+
+        self.home = tempfile.TemporaryDirectory()
+        self.folder = Path(self.home.name) / "trajectory"
+        self.buffers, self.dtype = buffers, dtype
+        self.writer = TrajectoryWriter(self.folder, layout_of(5, buffers))
+
+    def teardown(self) -> None:
+        if hasattr(self, "home"):
+            self.home.cleanup()
+
+    @rule(gaps=st.lists(st.integers(1, 9), min_size=1, max_size=4))
+    def append(self, gaps: list[int]) -> None:
+        for gap in gaps:
+            row = row_of(self.step, 5, self.buffers, self.dtype)
+            self.writer.append(row)
+            self.pending[self.step] = row
+            self.step += gap
+
+    @rule()
+    def replay(self) -> None:
+        for row in self.committed.values():
+            assert not self.writer.append(row)
+
+    @rule()
+    def commit(self) -> None:
+        self.writer.commit()
+        self.committed |= self.pending
+        self.pending = {}
+
+    @rule(number=st.integers(1, CALLS), after=st.booleans(), error=st.sampled_from(ERRORS), killed=st.booleans())
+    def fail(self, number: int, after: bool, error: BaseException, killed: bool) -> None:
+        with Breaking(number, error, after), contextlib.suppress(OSError, KeyboardInterrupt):
+            self.writer.commit()
+        if len(Trajectory.open(self.folder)) > len(self.committed):
+            self.committed |= self.pending
+            self.pending = {}
+        if killed:
+            self.reopen(torn=0)
+
+    @rule(torn=st.integers(0, 60))
+    def reopen(self, torn: int) -> None:
+        """The process dies; perhaps in the middle of its manifest's line."""
+        if torn:
+            with open(self.folder / "manifest.jsonl", "ab") as file:
+                file.write(b'{"file": "segment-999999.safetensors", "rows": 3, "first": 12, "la'[:torn])
+            (self.folder / "segment-999999.safetensors").write_bytes(b"x" * torn)
+        self.writer = TrajectoryWriter(self.folder, layout_of(5, self.buffers))
+        self.pending = {}
+        self.step = max(self.committed, default=-1) + 1
+        assert self.writer.last_step == self.step - 1
+
+    @invariant()
+    def what_is_read_is_what_was_committed(self) -> None:
+        if not hasattr(self, "folder"):
+            return
+        found = Trajectory.open(self.folder)
+        assert found.steps.tolist() == list(self.committed)
+        assert all(map(same, map(found.row, range(len(found))), self.committed.values()))
+
+
+TestStore = Store.TestCase
+TestStore.settings = settings(
+    max_examples=40, stateful_step_count=20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
