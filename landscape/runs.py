@@ -147,7 +147,7 @@ class Run:
             lines = {int(str(line["step"])): line for line in read}
             rows = [lines[step] for step in sorted(lines)]
             names = list(dict.fromkeys(name for row in rows for name in row))
-            return {name: np.array([np.nan if row.get(name) is None else row[name] for row in rows], dtype=float) for name in names}
+            return {name: np.array([np.nan if row.get(name) is None else float(str(row[name])) for row in rows]) for name in names}
         except (ValueError, KeyError, TypeError) as error:
             raise UnsafeInputError(f"{self.metrics_path} is damaged ({error!r}). Restore it from a copy.") from None
 

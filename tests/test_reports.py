@@ -270,6 +270,7 @@ def test_an_interactive_picture_is_as_safe_as_the_report(made: Path, tmp_path: P
     ask("plot", made, tmp_path / "x.html")
     outline = Outline((tmp_path / "x.html").read_text())
     assert len(outline.scripts) == 3
+    assert outline.scripts[1].startswith("Plotly.newPlot(")
     assert {tag for tag, _ in outline.tags} <= {"html", "head", "meta", "title", "style", "script", "body", "p", "div"}
     assert HOSTILE in "".join(outline.text)
 
