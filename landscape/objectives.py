@@ -308,7 +308,7 @@ class Network:
         """See Predictor."""
         entries = self.layout.of("parameter")
         pieces = torch.split(w, [entry.size for entry in entries], dim=-1)
-        return tuple(piece.view(*w.shape[:-1], *entry.shape) for entry, piece in zip(entries, pieces, strict=True))
+        return tuple(piece.view((*w.shape[:-1], *entry.shape)) for entry, piece in zip(entries, pieces, strict=True))
 
     def forward(self, parts: Parts, buffers: Buffers, inputs: Inputs, mode: str = "eval") -> tuple[Tensor, Buffers]:
         """See Predictor."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from problems import (
 from torch import nn
 from torch.nn import functional
 
+from landscape.descent import Recipe, descend
 from landscape.errors import LandscapeError, UsageError
 from landscape.objectives import Loss, Objective, Rows, _affine_batch_norm, require_finite
 from landscape.seeds import generator
@@ -635,9 +637,9 @@ def test_float32_agrees_with_float64_to_its_precision():
 
 @pytest.mark.parametrize("loss", [nn.MSELoss(), nn.L1Loss(), nn.SmoothL1Loss(), nn.BCEWithLogitsLoss()])
 def test_targets_of_one_number_a_row_may_come_with_or_without_their_axis(loss):
-    x, y, module = draw(20, 4), (draw(20) > 0).double(), nn.Linear(4, 1).double()
-    (flat_f, w), (column_f, _) = (Objective.of(module, loss, Rows(x, t), dtype=torch.float64, chunk=7) for t in (y, y[:, None]))
-    expected = float(loss(module(x), y[:, None]))
+    x, y, net = draw(20, 4), (draw(20) > 0).double(), nn.Linear(4, 1).double()
+    (flat_f, w), (column_f, _) = (Objective.of(net, loss, Rows(x, t), dtype=torch.float64, chunk=7) for t in (y, y[:, None]))
+    expected = float(loss(net(x), y[:, None]).detach())
     assert float(flat_f(w)) == pytest.approx(expected, rel=1e-12)
     assert float(column_f(w)) == pytest.approx(expected, rel=1e-12)
     assert float(next(iter(descend(flat_f, w, Recipe(steps=0), 0))).loss) == pytest.approx(expected, rel=1e-12)
@@ -645,9 +647,9 @@ def test_targets_of_one_number_a_row_may_come_with_or_without_their_axis(loss):
 
 @pytest.mark.parametrize("targets", [torch.tensor([True, False, True]), torch.tensor([1, 0, 1])])
 def test_binary_targets_may_be_bool_or_integer(targets):
-    x, module = draw(3, 4), nn.Linear(4, 1).double()
-    f, w = Objective.of(module, nn.BCEWithLogitsLoss(), Rows(x, targets), dtype=torch.float64)
-    assert float(f(w)) == pytest.approx(float(nn.functional.binary_cross_entropy_with_logits(module(x)[:, 0], targets.double())), rel=1e-12)
+    x, net = draw(3, 4), nn.Linear(4, 1).double()
+    f, w = Objective.of(net, nn.BCEWithLogitsLoss(), Rows(x, targets), dtype=torch.float64)
+    assert float(f(w)) == pytest.approx(float(nn.functional.binary_cross_entropy_with_logits(net(x)[:, 0], targets.double()).detach()), rel=1e-12)
 
 
 def test_outputs_and_targets_that_would_broadcast_are_refused():
@@ -689,8 +691,8 @@ def test_a_basis_for_each_member_is_its_own_objective(lockstep):
 
 
 def test_batch_statistics_of_an_ensemble_are_each_members_own():
-    module = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double()
-    f, w = Objective.of(module, "cross-entropy", Rows(draw(9, 4), torch.arange(9) % 3), dtype=torch.float64)
+    net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double()
+    f, w = Objective.of(net, "cross-entropy", Rows(draw(9, 4), torch.arange(9) % 3), dtype=torch.float64)
     f = f.with_buffers(f.buffers, "batch")
     many = w + 0.1 * draw(3, f.dim)
     assert torch.allclose(f.gradient(many), torch.stack([f.gradient(one) for one in many]), rtol=1e-10, atol=1e-14)
@@ -721,12 +723,12 @@ def test_what_has_no_real_landscape_is_refused_by_name():
         def forward(self, x):
             return self.real(x) + self.twisted.real
 
-    rows = Rows(torch.randn(9, 4), torch.arange(9) % 3)
+    data = Rows(torch.randn(9, 4), torch.arange(9) % 3)
     with torch.device("meta"):
         empty = nn.Linear(4, 3)
-    for module, message in ((Complex(), "twisted"), (empty, "meta"), (nn.DataParallel(nn.Linear(4, 3)), "parallel")):
+    for refused, message in ((Complex(), "twisted"), (empty, "meta"), (nn.DataParallel(nn.Linear(4, 3)), "parallel")):
         with pytest.raises(UsageError, match=message):
-            Objective.of(module, "cross-entropy", rows)
+            Objective.of(refused, "cross-entropy", data)
 
 
 def test_dropout_by_function_draws_from_the_named_stream():
