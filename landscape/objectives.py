@@ -106,6 +106,7 @@ class Loss:
     classifies: bool  # outputs (n, classes) and integer targets: accuracy is defined
     fused: Callable[[Tensor, Tensor], Tensor] | None = None  # torch's own sum l_i / sum c_i in one kernel, where it has one
     ignored: int = -100  # targets of this class are not counted (torch's default)
+    threshold: float | None = None  # outputs above it mean 1, of losses on binary targets entry by entry
 
     def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """sum l_i / sum c_i over a mini-batch."""
@@ -138,6 +139,9 @@ class Loss:
         if not self.classifies:
             unknown = torch.full(targets.shape[:1], float("nan"), device=outputs.device)
             return unknown, unknown
+        if self.threshold is not None:
+            right = (outputs > self.threshold) == (targets.reshape(outputs.shape) > 0.5)
+            return right.reshape(len(right), -1).float().sum(1), torch.full_like(right.reshape(len(right), -1)[:, 0], right[0].numel(), dtype=torch.float32)
         if targets.is_floating_point():  # probabilities: the likeliest class is the right one
             targets = targets.argmax(1)
         counted = targets != self.ignored
@@ -156,6 +160,7 @@ def _from_module(module: nn.Module, name: str) -> Loss:
     stateless = not any(True for _ in module.buffers())
     classifies = isinstance(module, (nn.CrossEntropyLoss, nn.NLLLoss))
     elementwise = isinstance(module, _ELEMENTWISE)
+    threshold = next((value for kind, value in _BINARY.items() if isinstance(module, kind)), None)
     class_weights = getattr(module, "weight", None) if classifies else None
     ignored = int(getattr(module, "ignore_index", -100))
 
@@ -175,13 +180,16 @@ def _from_module(module: nn.Module, name: str) -> Loss:
         return losses.flatten(1).sum(1), counted.flatten(1).sum(1)
 
     fused = (lambda outputs, targets: whole(outputs, fitted(outputs, targets))) if stateless else None
-    return Loss(name, rows, classifies, fused, ignored)
+    return Loss(name, rows, classifies or threshold is not None, fused, ignored, threshold)
 
 
 # losses that compare outputs and targets entry by entry, and would broadcast (n, 1) against (n,) to (n, n) without a word
 _ELEMENTWISE = (
     nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss, nn.PoissonNLLLoss, nn.KLDivLoss, nn.SoftMarginLoss,
 )  # fmt: skip
+
+# what an output above means 1: a logit, a probability
+_BINARY: dict[type[nn.Module], float] = {nn.BCEWithLogitsLoss: 0.0, nn.BCELoss: 0.5}
 
 
 def _like(outputs: Tensor, targets: Tensor, name: str) -> Tensor:

@@ -649,6 +649,7 @@ def test_targets_of_one_number_a_row_may_come_with_or_without_their_axis(loss):
 def test_binary_targets_may_be_bool_or_integer(targets):
     x, net = draw(3, 4), nn.Linear(4, 1).double()
     f, w = Objective.of(net, nn.BCEWithLogitsLoss(), Rows(x, targets), dtype=torch.float64)
+    assert float(f.value(w).accuracy) == pytest.approx(float(((net(x)[:, 0] > 0) == targets.bool()).double().mean()), abs=1e-12)
     assert float(f(w)) == pytest.approx(float(nn.functional.binary_cross_entropy_with_logits(net(x)[:, 0], targets.double()).detach()), rel=1e-12)
 
 
