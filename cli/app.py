@@ -136,7 +136,7 @@ def _options(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
         if len(text) > 2**20:
             raise ValueError(f"{len(text):,} characters, more than any file of options has")
-        options = yaml.load(text, Loader=_Strict)  # noqa: S506 (a SafeLoader: no objects, no code)
+        options = yaml.load(text, Loader=_Strict)  # a SafeLoader: no objects, no code
     except OSError as error:
         raise UsageError(f"cannot read the options of --config {str(path)!r}: {error.strerror}.") from None
     # a value with a wrong tag or an impossible date raises whatever its constructor raises

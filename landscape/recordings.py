@@ -286,15 +286,17 @@ def import_checkpoints(run: Run, task: Task, paths: Sequence[Path], *, allow_non
                             f"{path} and {ordered[0]} differ in {name!r}, which the model holds frozen: a run keeps one value for all its points. "
                             "Import them into runs of their own, or unfreeze this tensor in the model."
                         )
+                del checkpoint, tensors, held  # before the next is read
             writer = TrajectoryWriter(run.trajectory_path, layout)
             if frozen:
                 files.write_atomic(run.frozen_path, safetensors.torch.save(frozen))
             for step in sorted(found):
-                _, tensors = tensors_of(found[step])
+                checkpoint, tensors = tensors_of(found[step])
                 point = torch.cat([tensors[entry.name].to(dtype).flatten() for entry in layout.of("parameter")])
                 # loss and rate are not known: only weights were given
                 if writer.append(Row(step, point.numpy(), flat_buffers(layout, tensors), math.nan, math.nan)):
                     writer.commit()
+                del checkpoint, tensors
             writer.commit()
             run.update(state="finished", ended=now(), notes=notes)
         except BaseException as error:

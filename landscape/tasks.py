@@ -157,8 +157,8 @@ def find(
         return _from_code(spec, limit)
     dataset, network = _parse(spec)
     if dataset not in datasets.NEEDS_FOLDER and (data is not None or download):
-        idle = "--data" if data is not None else "--download"
-        raise UsageError(f"{idle} would do nothing for {spec}: {dataset} needs no files. Leave it out, or name a task whose data lie in a folder.")
+        flag = "--data" if data is not None else "--download"
+        raise UsageError(f"{flag} would do nothing for {spec}: {dataset} needs no files. Leave it out, or name a task whose data lie in a folder.")
     activation = activation or _ACTIVATION.get(dataset, "relu")
     # the row's shape is settled by the name for all but imagefolder, so that a misfit is found before hours of fetching
     shape = datasets.ROW_SHAPES.get(dataset)

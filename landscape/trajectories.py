@@ -148,6 +148,8 @@ class TrajectoryWriter:
 
     def append(self, row: Row) -> bool:
         """Buffer one row. Returns whether a segment's worth is waiting, so that the caller should commit."""
+        if not self._settled:
+            self._settle()  # a commit that failed may have reached the disk
         if row.step <= self.last_step:
             return False
         if self._pending and row.step <= self._pending[-1].step:
