@@ -267,13 +267,16 @@ class _TrainingGradient:
         return self._f.loss.mean(outputs, rows.targets), after
 
     def _vmapped(self, parts: Parts, buffers: Buffers, rows: Rows, own: bool) -> tuple[Tensor, Buffers]:
-        def one(parts: Parts, buffers: Buffers, inputs: Inputs, targets: Tensor) -> tuple[Tensor, Buffers]:
-            return self._mean_loss(parts, buffers, Rows(inputs, targets))
+        def one(parts: Parts, buffers: Buffers, inputs: Inputs) -> tuple[Tensor, Buffers]:
+            return self._f.model.forward(parts, buffers, inputs, "train")
 
-        axis = 0 if own and self._recipe.batch_size else None
-        mapped = torch.func.vmap(one, in_dims=(0, 0, axis, axis), randomness="different")
-        loss, after = mapped(parts, dict(buffers), rows.inputs, rows.targets)
-        return loss, after
+        members, axis = len(parts[0]), 0 if own and self._recipe.batch_size else None
+        mapped = torch.func.vmap(one, in_dims=(0, 0, axis), randomness="different")
+        outputs, after = mapped(parts, dict(buffers), rows.inputs)
+        targets = rows.targets if axis == 0 else rows.targets.expand(members, *rows.targets.shape)
+        # the loss knows rows, not members: all of them are its rows at once, which is faster than to map it too
+        losses, weights = self._f.loss.rows(outputs.flatten(0, 1), targets.flatten(0, 1))
+        return losses.view(members, -1).sum(1) / weights.view(members, -1).sum(1), after
 
     def _loop(self, w: Tensor, buffers: Buffers, rows: Rows, own: bool, step: int) -> tuple[Tensor, Tensor, Buffers]:
         losses, gradients, afters = [], [], []
