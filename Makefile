@@ -29,7 +29,7 @@ check: $(STAMP)  ## formatting rules, types, import directions
 	$(BIN)/lint-imports
 
 bench: $(STAMP)  ## the benchmarks, side by side in one run; prints medians and ratios
-	$(BIN)/python benchmarks/foundation.py
+	env -u OMP_WAIT_POLICY $(BIN)/python benchmarks/foundation.py
 
 clean:  ## remove what these tasks made
 	rm -rf $(VENV) landscape-demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -63,6 +63,7 @@ POLICIES = {
     "endpoint": "the start's statistics on the whole path, the end included",
     "batch": "each chunk of rows normalised by its own statistics",
 }
+DEFAULT_POLICY = "recompute"  # what a network of these weights would have; here and at the command line
 UNNEEDED = "none needed"
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NEAR_CHANCE = 0.02  # the stability bound of Frankle et al. 2020: what is smaller than it counts as no barrier
@@ -270,7 +271,7 @@ def barrier(
     end_buffers: Buffers | None = None,
     points: int = 25,
     refine: int = 8,
-    bn: str = "average",
+    bn: str = DEFAULT_POLICY,
     chance: float | None = None,
     seed: int = 0,
 ) -> Barrier:
@@ -282,9 +283,10 @@ def barrier(
     points: evenly spaced ones, odd so that 1/2 is among them; 25 as git-re-basin.
     refine: more points, each halving the wider of the two intervals beside the largest excess over the linear baseline,
         the curves taking turns. 8 halve both intervals of each of four curves, for a third of the grid's cost.
-    bn: a name of `POLICIES`. The default, `average`, leaves the ends as they were trained and needs no pass over data,
-        but exaggerates the barrier between independent ends, and warns of it; `recompute` costs a forward pass over all
-        train rows a point. Models without BatchNorm need none, get none, and the result says so.
+    bn: a name of `POLICIES`. The default, `recompute`, costs a forward pass over all train rows a point, and gives the
+        ends statistics of all rows in place of the running ones; `average` leaves the ends as they were trained and
+        needs no pass over data, but exaggerates the barrier between independent ends, and warns of it. Models without
+        BatchNorm need none, get none, and the result says so.
     chance: the error of guessing, by which ends are judged; by default 1 - the share of each split's commonest class.
     seed: of the order in which `recompute` and `batch` cut the rows into chunks (data often lie sorted by class);
         nothing else is random.
@@ -549,44 +551,47 @@ def _failings(
     """Why the barrier is degenerate, in sentences."""
     if distance == 0:
         yield "The ends are one point: the path is constant and every barrier 0."
+    lost, guessing = [], []
     for split, place in itertools.product(splits, (0, -1)):
         end = "end" if place else "start"
         error = curves[f"{split} error"][place] if split in chance else -math.inf
         if math.isnan(curves[f"{split} loss"][place]):
-            yield f"The {split} loss of the {end} is not finite: no {split} barrier is defined. Give another point."
+            lost.append(f"{split} loss of the {end}")
         elif error >= chance.get(split, math.inf) - NEAR_CHANCE:
-            yield (
-                f"The {end} is at chance: {split} error {error:.1%}, guessing {chance[split]:.1%}. "
-                "Between points that know nothing a small barrier shows nothing."
-            )
+            guessing.append(f"{split} error of the {end} {error:.1%}, guessing {chance[split]:.1%}")
+    if lost:
+        yield f"Not finite: {', '.join(lost)}. No barrier of these curves is defined. Give another point."
+    if guessing:
+        yield f"At chance: {'; '.join(guessing)}. Between points that know nothing a small barrier shows nothing."
 
 
 def _cautions(
     curves: Mapping[str, np.ndarray], splits: Mapping[str, Objective], policy: str, same_buffers: bool
 ) -> Iterator[str]:
-    """What else a reader must know, in sentences."""
+    """What else a reader must know: a sentence for each cause, naming the curves that have it."""
+    gaps, guessing, apart = [], [], []
     for split, f in splits.items():
         losses = curves[f"{split} loss"]
         masked = int(np.isnan(losses).sum())
         if masked:
-            yield (
-                f"{masked} of {len(losses)} points have a {split} loss that is not finite. They are left out: "
-                "maxima are lower bounds, integrals are undefined."
-            )
+            gaps.append(f"{masked} of {len(losses)} points of the {split} loss")
         uniform = math.log(max(len(_classes(f)[0]), 2)) if f.loss.classifies else math.inf
         if losses[[0, -1]].max() >= uniform - NEAR_CHANCE:
-            yield (
-                f"An end's {split} loss ({_ends(losses, 'loss')}) is no better than that of uniform guessing, "
-                f"{uniform:.3g}: the loss barrier shows little."
-            )
+            guessing.append(f"{split} loss {_ends(losses, 'loss')}, uniform guessing {uniform:.3g}")
     for name, curve in curves.items():
         gap, larger = abs(curve[0] - curve[-1]), np.abs(curve[[0, -1]]).max()
         # errors: definitions differ by gap / 2, here over the stability bound; losses: one is over twice the other
         if gap > (2 * NEAR_CHANCE if name.endswith("error") else larger / 2):
-            yield (
-                f"The ends differ much in {name} ({_ends(curve, name)}): over-mean shows at least "
-                f"{_amount(gap / 2, name)} even without a hump. Compare linear-baseline and over-worse-end."
-            )
+            apart.append(f"{name} ({_ends(curve, name)}: {_amount(gap / 2, name)})")
+    if gaps:
+        yield f"Not finite: {', '.join(gaps)}. They are left out: maxima are lower bounds, integrals are undefined."
+    if guessing:
+        yield f"An end is no better than uniform guessing: {'; '.join(guessing)}. The loss barrier shows little."
+    if apart:
+        yield (
+            f"The ends differ much in {', '.join(apart)}: even without a hump over-mean is at least the last of these "
+            "numbers, half the gap. Compare linear-baseline and over-worse-end."
+        )
     if policy == "average":
         yield (
             "BatchNorm statistics are averaged along the path. Unless both ends share most of their training, this "

@@ -83,5 +83,5 @@ def history(run: Run) -> History:
     recorded = len(run.trajectory()) if (run.trajectory_path / "layout.json").exists() else 0
     notes = []
     if record["state"] in ("interrupted", "failed"):
-        notes.append(f"the run was {record['state']}; the same train command goes on with it.")
+        notes.append(f"the run {'failed' if record['state'] == 'failed' else 'was interrupted'}; the same {record['kind']} command goes on with it.")
     return History(question={}, provenance={}, warnings=tuple(notes), task=str(record["options"]["task"]), state=str(record["state"]), recorded=recorded, columns=columns)

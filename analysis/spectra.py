@@ -44,7 +44,8 @@ class Density:
     width: float  # standard deviation of the smoothing Gaussian
     mass: float  # integral of the smooth curve over the grid: 1 up to the grid's error
     mean: tuple[float, float]  # trace / d and its standard error
-    negative: tuple[float, float]  # share of eigenvalues below -width, and its standard error
+    zero: float  # what products of this precision cannot tell from 0
+    negative: tuple[float, float]  # share of eigenvalues below -zero, and its error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +72,9 @@ class Spectrum(Result):
     mass: float
     trace: float  # NaN without density
     trace_error: float
-    negative: float  # share of eigenvalues below -width
-    negative_error: float
+    zero: float  # what products of this precision cannot tell from 0: 100 eps max |eigenvalue|
+    negative: float  # share of eigenvalues below -zero
+    negative_error: float  # standard error over probes, plus the weight of the quadrature node at the threshold, which bounds the rule's own error
 
     @property
     def has_density(self) -> bool:
@@ -86,7 +88,7 @@ class Spectrum(Result):
         line = f"{NAMES[self.operator]}, {self.dim:,} dimensions: {end} {len(self.values)} eigenvalues {shown}{', ...' if len(self.values) > 3 else ''}"
         line += f" (residuals at most {self.residuals.max():.1e}, {self.products} products)"
         if self.has_density:
-            line += f"; trace {_with_error(self.trace, self.trace_error)}, {100 * self.negative:.1f}% ± {100 * self.negative_error:.1f}% negative"
+            line += f"; trace {_with_error(self.trace, self.trace_error)}, {100 * self.negative:.1f}% ± {100 * self.negative_error:.1f}% of the eigenvalues below {-self.zero:.1g}"
         return line + "."
 
     def caption(self) -> str:
@@ -98,6 +100,8 @@ class Spectrum(Result):
         if self.has_density:
             probes, steps = self.nodes.shape
             text += (
+                f"Eigenvalues within {self.zero:.1g} of 0 have no sign in {self.provenance.get('dtype', 'this')} arithmetic, and a bulk at 0 is resolved only to the weight "
+                f"of one quadrature node: the share below it is known to ± {100 * self.negative_error:.1f}%. "
                 f"The density is the mean over {probes} random probes of {steps} Lanczos steps; the band is ± 2 standard errors; ticks mark the eigenvalues counted one by one. "
                 f"It is smoothed by a Gaussian of width {self.width:.2g}; a bump of height {1 / self.dim:.1e} times the peak of that Gaussian is one eigenvalue. Mass of the curve: {self.mass:.4f}."
             )
@@ -126,7 +130,8 @@ class Spectrum(Result):
             ax.plot(self.grid, np.maximum(self.density, floor), color=BLUE)
             ax.plot(self.values, np.full(len(self.values), floor * 1.6), "|", color=VERMILION, markersize=9, markeredgewidth=1.4, label=f"the {len(self.values)} eigenvalues computed one by one")
             ax.set_yscale("log")
-            ax.set_ylim(floor, self.density.max() * 4)
+            if np.isfinite(floor) and np.isfinite(self.density).any():
+                ax.set_ylim(floor, np.nanmax(self.density) * 4)
             ax.axvline(0, color=GREY, linewidth=0.6, zorder=0)
             ax.set_xlabel("eigenvalue λ")
             ax.set_ylabel("density (share of eigenvalues per unit λ)")
@@ -163,7 +168,9 @@ class Spectrum(Result):
         text = [f"λ<sub>{i + 1}</sub> = {value:.6g}<br>residual {residual:.1e}" for i, (value, residual) in enumerate(zip(self.values, self.residuals, strict=True))]
         figure.add_scatter(x=self.values, y=np.full(len(self.values), floor * 1.5), mode="markers", marker={"symbol": "line-ns-open", "size": 14, "color": VERMILION, "line": {"width": 2}}, text=text, hoverinfo="text", name="eigenvalues one by one")
         interactive(figure, x="eigenvalue", y="density")
-        figure.update_yaxes(type="log", range=[np.log10(floor), np.log10(self.density.max() * 4)])
+        figure.update_yaxes(type="log")
+        if np.isfinite(floor) and np.isfinite(self.density).any():
+            figure.update_yaxes(range=[np.log10(floor), np.log10(np.nanmax(self.density) * 4)])
         return figure
 
     def _floor(self) -> float:
@@ -209,10 +216,11 @@ def spectrum(
     if asymmetry > 1e4 * float(np.finfo(str(f.dtype).removeprefix("torch.")).eps):
         notes.append(f"products are not symmetric (relative difference {asymmetry:.1e}): the loss is not twice differentiable here, or the data differ between passes.")
     loss, gradient = f.value_and_gradient(z)
-    answer = None
+    answer, products = None, pairs.products
     if density:
         rule = quadrature(matrix, probes=probes, steps=steps, generators=[generator(seed, "probe", p) for p in range(probes)])
-        answer = _density(rule.nodes, rule.weights, pairs.values)
+        products += rule.products
+        answer = _density(rule.nodes, rule.weights, pairs.values, 100 * float(np.finfo(str(f.dtype).removeprefix("torch.")).eps))
     if answer is not None and abs(answer.mass - 1) > 0.01:
         notes.append(f"the smooth density has mass {answer.mass:.3f}, not 1: its grid misses some of the spectrum.")
     empty = np.empty(0)
@@ -230,7 +238,7 @@ def spectrum(
         residuals=pairs.residuals,
         converged=pairs.converged,
         tolerance=tolerance,
-        products=pairs.products + (probes * min(steps, f.dim) if density else 0),
+        products=products,
         nodes=empty.reshape(0, 0) if answer is None else answer.nodes,
         weights=empty.reshape(0, 0) if answer is None else answer.weights,
         grid=empty if answer is None else answer.grid,
@@ -240,12 +248,13 @@ def spectrum(
         mass=float("nan") if answer is None else answer.mass,
         trace=float("nan") if answer is None else answer.mean[0] * f.dim,
         trace_error=float("nan") if answer is None else answer.mean[1] * f.dim,
+        zero=float("nan") if answer is None else answer.zero,
         negative=float("nan") if answer is None else answer.negative[0],
         negative_error=float("nan") if answer is None else answer.negative[1],
     )
 
 
-def _density(nodes: np.ndarray, weights: np.ndarray, known: np.ndarray) -> Density:
+def _density(nodes: np.ndarray, weights: np.ndarray, known: np.ndarray, precision: float) -> Density:
     low, high = (float(pick([np.nanmin(nodes), np.nanmax(nodes), *known])) for pick in (min, max))
     span = max(high - low, 1e-12 * max(abs(high), abs(low), 1.0))
     # a 1/200 of the range: as fine as a page shows; the nodes are stored for whoever wants another
@@ -254,10 +263,14 @@ def _density(nodes: np.ndarray, weights: np.ndarray, known: np.ndarray) -> Densi
     bumps = np.exp(-0.5 * ((grid[:, None, None] - np.nan_to_num(nodes, nan=np.inf)) / width) ** 2) / (width * np.sqrt(2 * np.pi))
     curves = np.einsum("gpm,pm->pg", bumps, weights)
     filled = np.nan_to_num(nodes)
-    below = np.sum(weights * (filled < -width), axis=1)
+    zero = precision * max(abs(low), abs(high))
+    below, below_error = map(float, _mean(np.sum(weights * (filled < -zero), axis=1)))
+    # Chebyshev, Markov, Stieltjes: a Gauss rule's distribution function is off by at most the weight of the node where it is asked
+    nearest = np.argmin(np.where(weights > 0, np.abs(filled + zero), np.inf), axis=1)
+    below_error += float(np.take_along_axis(weights, nearest[:, None], axis=1).mean())
     means = np.sum(weights * filled, axis=1)
     mean_curve, error_curve = _mean(curves)
-    return Density(nodes, weights, grid, mean_curve, error_curve, width, float(np.trapezoid(mean_curve, grid)), tuple(map(float, _mean(means))), tuple(map(float, _mean(below))))  # type: ignore[arg-type]
+    return Density(nodes, weights, grid, mean_curve, error_curve, width, float(np.trapezoid(mean_curve, grid)), tuple(map(float, _mean(means))), zero, (below, below_error))  # type: ignore[arg-type]
 
 
 def _mean(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,9 @@ import html
 import io
 import json
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from landscape.cli.options import Common, note
 from landscape.runs import Run, place
@@ -72,7 +75,7 @@ def show(run: str, /, *, json: bool = False) -> None:
         print(f"  {answer['kind']:<10}  {answer['summary']}\n              {answer['path']}")
 
 
-def plot(result: Path, out: Path, /) -> None:
+def plot(result: Path, out: Path, /, *, json: Annotated[bool, Parameter(negative="")] = False) -> None:
     """Draw a stored answer, from its numbers alone.
 
     Parameters
@@ -81,6 +84,8 @@ def plot(result: Path, out: Path, /) -> None:
         A results/*.json file, or a run's folder for its training curve.
     out
         The picture: .svg, .pdf or .png; .html is interactive.
+    json
+        Print the picture's path as JSON.
     """
     from landscape import files
     from landscape.analysis import reports, styles
@@ -94,18 +99,20 @@ def plot(result: Path, out: Path, /) -> None:
     else:
         data = styles.rendered(answer, "svg" if format == "html" else format)  # which refuses an answer that has no picture
     files.write_atomic(out, data)
-    print(out)
+    _tell_path(out, json)
 
 
-def report(run: Path, /) -> None:
+def report(run: Path, /, *, json: Annotated[bool, Parameter(negative="")] = False) -> None:
     """Write the report of a run: one HTML file with every answer and picture, warnings first.
 
     Parameters
     ----------
     run
         The run's folder.
+    json
+        Print the report's path as JSON.
     """
-    print(_write_report(Run.open(run)))
+    _tell_path(_write_report(Run.open(run)), json)
 
 
 def demo(*, out: Path, common: Common = Common()) -> None:  # noqa: B008 (frozen)
@@ -130,7 +137,7 @@ def demo(*, out: Path, common: Common = Common()) -> None:  # noqa: B008 (frozen
         measuring.spectrum(str(first), density=True, common=common)
         measuring.barrier(str(first), str(second), common=common)
         measuring.surface(str(first), common=common)
-        measuring.check(str(first), common=dataclasses.replace(common, dtype="float64"))
+        measuring.check(str(first), common=common)
     run = Run.open(first)
     path = _write_report(run)
     found = {answer.kind: answer.summary() for answer in [history(run), *map(load, run.answers())]}
@@ -153,6 +160,13 @@ def _headline(path: Path) -> dict[str, str]:
         return {"path": str(path), "kind": str(record["kind"]), "summary": str(record["summary"])}
     except (ValueError, KeyError, TypeError, RecursionError):
         return {"path": str(path), "kind": "damaged", "summary": "this file cannot be read"}
+
+
+def _tell_path(path: Path, as_json: bool) -> None:
+    if as_json:
+        _print_json({"path": str(path)})
+    else:
+        print(path)
 
 
 def _print_json(value: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from landscape import files
-from landscape.cli.options import Common, note
-from landscape.errors import LandscapeError, UsageError
+from landscape.cli.options import Basic, Common, note
+from landscape.errors import UsageError
 from landscape.runs import Run
 
 if TYPE_CHECKING:
@@ -109,15 +110,19 @@ def train(
     from landscape.descent import Recipe
     from landscape.recordings import record, stop_signals
 
+    common = common.resolved()
     device, dtype = common.torch()
-    if commit_seconds <= 0 or evaluations < 1:
-        raise UsageError(f"--commit-seconds must be positive and --evaluations at least 1; got {commit_seconds} and {evaluations}.")
+    if not 0 < commit_seconds < math.inf or evaluations < 1:
+        raise UsageError(f"--commit-seconds must be positive and finite, and --evaluations at least 1; got {commit_seconds} and {evaluations}.")
     found = tasks.find(task, width=width, activation=activation, norm=norm, data=data, download=download, limit=limit)
     asked = {
         "steps": steps, "lr": lr, "batch_size": batch_size, "optimizer": optimizer, "momentum": momentum, "weight_decay": weight_decay,
         "schedule": schedule, "milestones": milestones, "warmup": warmup, "clip": clip, "augment": augment, "precision": precision,
     }  # fmt: skip
     recipe = Recipe(**{**found.defaults, **{name: value for name, value in asked.items() if value is not None}})  # type: ignore[arg-type]
+    about = _about(found)
+    if batch_size is None and recipe.batch_size == len(found.data.train):
+        about["notes"] = [f"batch size {recipe.batch_size}: all training rows, which are no more than the default batch."]
     every = _every(record_every, recipe.steps)
     options = {
         "task": task, **_task_options(width, activation, norm, data, limit), "seed": common.seed, "dtype": common.dtype, "device": device.type,
@@ -125,7 +130,7 @@ def train(
     }  # fmt: skip
     run = Run(out)
     with _begun(run):
-        if not run.begin("train", options, _about(found)):
+        if not run.begin("train", options, about):
             with stop_signals():
                 _watch(
                     record(
@@ -148,11 +153,11 @@ def import_(
     data: Path | None = None,
     limit: int | None = None,
     allow_nonfinite: Annotated[bool, Parameter(negative="")] = False,
-    common: Common = Common(),  # noqa: B008 (frozen)
+    common: Basic = Basic(),  # noqa: B008 (frozen)
 ) -> None:
     """Import checkpoints made elsewhere into a run, so that every analysis takes them.
 
-    Reads safetensors (also sharded), .pt, .pth, .ckpt (weights only: nothing in a file is ever executed) and .npz. Steps are read from the files' names.
+    Reads safetensors (also sharded), .pt, .pth, .ckpt (weights only: nothing in a file is ever executed) and .npz. Steps are read from the files' names, else from their contents.
 
     Examples:
       landscape import ckpts/step_*.pt --task cifar10-resnet20 --data ~/data --out runs/mine
@@ -261,19 +266,29 @@ def _announce(run: Run, as_json: bool) -> None:
 
 @contextlib.contextmanager
 def _begun(run: Run) -> Iterator[None]:
-    """Take back a run that was begun here and failed before its first row: the corrected command then finds the folder as it was."""
+    """Hold the run's folder, so that run.json tells of what is written there.
+
+    A run that was begun here and failed before its first row is taken back: the corrected command then finds the folder as it was.
+    """
     import shutil
 
-    ours, folder_too = not run.record_path.exists(), not run.folder.exists()
-    try:
-        yield
-    except BaseException:
-        if ours and run.record_path.exists():
-            with contextlib.suppress(LandscapeError, OSError), files.exclusive(run.folder):
-                if not (run.trajectory_path / "manifest.jsonl").exists():
-                    shutil.rmtree(run.trajectory_path, ignore_errors=True)
-                    for path in (run.metrics_path, run.resume_path, run.record_path, run.folder / ".lock"):
-                        path.unlink(missing_ok=True)
-                    if folder_too:
-                        run.folder.rmdir()
-        raise
+    if run.record_path.exists() and run.record()["state"] == "finished":
+        yield  # it stays as it is, also where it cannot be written to
+        return
+    folder_too = not run.folder.exists()
+    with files.exclusive(run.folder, lend=True):
+        ours = not run.record_path.exists()
+        try:
+            yield
+        except BaseException:
+            if ours:
+                with contextlib.suppress(OSError):
+                    if run.record_path.exists() and not (run.trajectory_path / "manifest.jsonl").exists():
+                        shutil.rmtree(run.trajectory_path, ignore_errors=True)
+                        for path in (run.metrics_path, run.resume_path, run.record_path):
+                            path.unlink(missing_ok=True)
+                    if not run.record_path.exists():
+                        (run.folder / ".lock").unlink(missing_ok=True)
+                        if folder_too:
+                            run.folder.rmdir()
+            raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,30 +23,34 @@ def check(
     subject: str,
     /,
     *,
-    at: str = "last",
+    at: str | None = None,
     options: Subject = Subject(),  # noqa: B008 (frozen)
-    common: Common = Common(dtype="float64"),  # noqa: B008 (frozen)
+    common: Common = Common(),  # noqa: B008 (frozen)
 ) -> None:
     """The doctor: can numbers measured on this run or task be trusted?
 
     Compares the gradient with finite differences, u.Hv with v.Hu, one pass over the data with another, and the loss with the recorded one; names
     BatchNorm, dropout, attention, frozen, tied and non-float parameters; estimates memory and cost. Computes in float64 unless told otherwise.
-    Exit code 1 where a check fails.
+    Exit code 1 where a check fails. It is computed anew each time, since what it checks may have changed; a run keeps the last one.
 
     Parameters
     ----------
     subject
         A RUN (or RUN@step=500), or a task: a name, package.module:function or file.py:function.
     at
-        Which point of the run: last, init, or step=500.
+        Which point of the run, where RUN names none: last (the default), init, or step=500.
     """
     from landscape.analysis import checks
 
+    common = common.resolved("float64")
     if not _is_run(subject):
+        if at is not None or options.task is not None:
+            idle = "--at" if at is not None else "--task"
+            raise UsageError(f"{idle} is for a RUN, and {subject!r} is no folder: it is taken for a task, checked at its start. Leave {idle} out, or give a run's folder.")
         _tell_table(_check_task(subject, options, common), None, common.json)
         return
     where = place(subject, at)
-    question = {"subject": where.within(where.run), **_asked(options, common)}
+    question = {"subject": where.within(where.run), "state": where.checksum, **_asked(options, common)}
 
     def compute() -> Result:
         site, task = _site(where, options, common)
@@ -54,14 +59,15 @@ def check(
         found = checks.check(site.train, site.point, module, subject=str(where), recorded=recorded, seed=common.seed)
         return _about(found, site, task)
 
-    answer(where.run, "checkup", question, compute, common.json, show=_tell_table)
+    # a stored checkup says nothing of the code, the data and the machine of today: it is never answered from, and the last replaces the one before
+    answer(where.run, "checkup", question, compute, common.json, show=_tell_table, fresh=True)
 
 
 def spectrum(
     run: str,
     /,
     *,
-    at: str = "last",
+    at: str | None = None,
     top: int = 10,
     density: Annotated[bool, Parameter(negative="")] = False,
     operator: Literal["hessian", "gauss-newton"] = "hessian",
@@ -84,7 +90,7 @@ def spectrum(
     run
         A RUN, or a point in it: RUN@step=500, RUN@init.
     at
-        Which point, where RUN names none: last, init, or step=500.
+        Which point, where RUN names none: last (the default), init, or step=500.
     top
         Number of eigenvalues.
     density
@@ -103,6 +109,9 @@ def spectrum(
         Give up after this many; what did not converge is marked.
     """
     where = place(run, at)
+    common = common.resolved()
+    if not 0 < tolerance < math.inf:
+        raise UsageError(f"--tolerance must be positive and finite; got {tolerance}.")
     chosen = {"top": top, "operator": operator, "which": which, "tolerance": tolerance, "max_products": max_products}
     if density:
         chosen |= {"density": True, "probes": probes, "steps": lanczos_steps}
@@ -113,7 +122,7 @@ def spectrum(
         site, task = _site(where, options, common)
         return _about(measure(site.train, site.point, seed=common.seed, **chosen), site, task)  # type: ignore[arg-type]
 
-    answer(where.run, "spectrum", {"place": where.within(where.run), **chosen, **_asked(options, common)}, compute, common.json)
+    answer(where.run, "spectrum", {**_about_place(where), **chosen, **_asked(options, common)}, compute, common.json)
 
 
 def barrier(
@@ -123,7 +132,7 @@ def barrier(
     *,
     points: int = 25,
     refine: int = 8,
-    bn: Literal["average", "recompute", "endpoint", "batch"] = "recompute",
+    bn: Literal["average", "recompute", "endpoint", "batch"] | None = None,
     options: Subject = Subject(),  # noqa: B008 (frozen)
     common: Common = Common(),  # noqa: B008 (frozen)
 ) -> None:
@@ -146,32 +155,38 @@ def barrier(
     refine
         Further points around the highest one.
     bn
-        Statistics of BatchNorm on the path: recomputed on the training rows at each point (what a network of these weights would have), the average of the ends'
-        (exaggerates barriers), the first end's, or each batch's own.
+        Statistics of BatchNorm on the path: recomputed on the training rows at each point (the default: what a network of these weights would have), the average
+        of the ends' (exaggerates barriers), the first end's, or each batch's own.
     """
+    from landscape.analysis.barriers import DEFAULT_POLICY
+
     start, end = place(first), place(second)
-    chosen = {"points": points, "refine": refine, "bn": bn}
+    common = common.resolved()
+    chosen = {"points": points, "refine": refine, "bn": bn or DEFAULT_POLICY}
+    ends = {"first": start.within(start.run), "second": end.within(start.run), "states": [start.checksum, end.checksum]}
 
     def compute() -> Result:
         from landscape.analysis.barriers import barrier as measure
+        from landscape.recordings import require_common_frozen
 
         one, task = _site(start, options, common)
         other, other_task = (_at(end, task, options, common), task) if end.run == start.run else _site(end, options, common)
         if (task.name, task.data.fingerprint, one.train.dim) != (other_task.name, other_task.data.fingerprint, other.train.dim):
             raise UsageError(f"{first} and {second} are of different tasks or data ({task.name}, {other_task.name}): there is no common landscape.")
+        require_common_frozen(one, other)
         found = measure(
             one.train, one.test, one.point, other.point, start_buffers=one.train.buffers, end_buffers=other.train.buffers, seed=common.seed, **chosen  # type: ignore[arg-type]
         )
         return _about(found, one, task)
 
-    answer(start.run, "barrier", {"first": start.within(start.run), "second": end.within(start.run), **chosen, **_asked(options, common)}, compute, common.json)
+    answer(start.run, "barrier", {**ends, **chosen, **_asked(options, common)}, compute, common.json)
 
 
 def surface(
     run: str,
     /,
     *,
-    at: str = "last",
+    at: str | None = None,
     plane: Literal["trajectory", "random"] = "trajectory",
     side: int = 41,
     span: float | None = None,
@@ -189,7 +204,7 @@ def surface(
     run
         A RUN, or a point in it.
     at
-        Which point, where RUN names none: last, init, or step=500.
+        Which point, where RUN names none: last (the default), init, or step=500.
     plane
         Principal directions of the trajectory, or two random filter-normalised ones.
     side
@@ -198,7 +213,11 @@ def surface(
         Half-width of the plane, in the units of its axes; default fits the path, or 1 for random directions.
     """
     where = place(run, at)
+    common = common.resolved()
+    if span is not None and not 0 < span < math.inf:
+        raise UsageError(f"--span must be positive and finite; got {span}.")
     chosen = {"plane": plane, "side": side, "span": span}
+    path = {"path": where.run.trajectory().identity} if plane == "trajectory" else {}  # which every recorded point has a part in
 
     def compute() -> Result:
         from landscape.analysis.surfaces import surface as measure
@@ -206,7 +225,12 @@ def surface(
         site, task = _site(where, options, common)
         return _about(measure(site.train, site.point, trajectory=where.run.trajectory(), seed=common.seed, **chosen), site, task)  # type: ignore[arg-type]
 
-    answer(where.run, "surface", {"place": where.within(where.run), **chosen, **_asked(options, common)}, compute, common.json)
+    answer(where.run, "surface", {**_about_place(where), **path, **chosen, **_asked(options, common)}, compute, common.json)
+
+
+def _about_place(where: Place) -> dict[str, Any]:
+    """Where was measured, and what stood there: a run made anew at this path has no answer yet."""
+    return {"place": where.within(where.run), "state": where.checksum}
 
 
 def _is_run(subject: str) -> bool:

@@ -20,27 +20,39 @@ if TYPE_CHECKING:
 
     from landscape.results import Result
 
+
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class Common:
-    """Options of every command that computes."""
+class Basic:
+    """Options of every command that makes something."""
 
     json: Annotated[bool, Parameter(negative="")] = False
     """Print the answer as one line of JSON."""
     seed: int = 0
     """The root of every random stream."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute: auto is CUDA, else MPS, else the CPU."""
-    dtype: Literal["float32", "float64"] = "float32"
-    """Precision of points and products."""
     config: Path | None = None
     """YAML file of options; flags win over it."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Common(Basic):
+    """Options of every command that computes."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute: auto is CUDA, else MPS, else the CPU."""
+    dtype: Literal["float32", "float64"] | None = None
+    """Precision of points and products; by default float32, and float64 for check."""
+
+    def resolved(self, dtype: Literal["float32", "float64"] = "float32") -> Common:
+        """With a dtype: the one asked for, else this command's own."""
+        return self if self.dtype else dataclasses.replace(self, dtype=dtype)
 
     def torch(self) -> tuple[torch.device, torch.dtype]:
         """Device and dtype as torch's."""
         from landscape.recordings import device_of, dtype_of
 
-        return device_of(self.device), dtype_of(self.dtype)
+        return device_of(self.device), dtype_of(self.resolved().dtype or "")
 
 
 @Parameter(name="*")
@@ -75,16 +87,20 @@ def answer(
     compute: Callable[[], Result],
     as_json: bool,
     show: Callable[[Result, Path, bool], None] = tell,
+    fresh: bool = False,
 ) -> None:
-    """Find the stored answer to this question, or compute and keep it; print it."""
+    """Find the stored answer to this question, or compute and keep it; print it.
+
+    fresh: compute always, and replace the last answer of this kind.
+    """
     from landscape.analysis.answers import load
 
-    path = run.find(kind, question)
+    path = None if fresh else run.find(kind, question)
     if path is None:
         with working(f"measuring: {kind}"):
             result = compute()
         result = dataclasses.replace(result, question=json.loads(json.dumps(dict(question))))
-        path = run.keep(kind, result.to_json())
+        path = run.keep(kind, result.to_json(), replace=fresh)
     else:
         result = load(path)
         note(f"(answered before, in {path})")

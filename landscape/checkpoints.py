@@ -94,8 +94,8 @@ class Checkpoint:
 
     `tensors`: name -> tensor of any shape; float16, bfloat16, float32, float64, bool or an integer dtype (8-bit floats
     have become float32). Views of one storage (tied or transposed weights) stay views, so that reading never needs
-    more memory than the file. `step`: from a step-like entry of the file, else from its name, else from an epoch
-    entry, else None. `notes` say where it came from, which wrapper and prefix were taken off and what was skipped.
+    more memory than the file. `step`: from the file's name, else from a step-like entry of the file, else from an epoch
+    entry, else None; where name and entry disagree, a note says so. `notes` say where it came from, which wrapper and prefix were taken off and what was skipped.
     """
 
     path: Path
@@ -729,14 +729,13 @@ def _without_prefixes(tensors: dict[str, torch.Tensor], notes: list[str]) -> dic
 
 def _step(file: Path, counters: dict[str, int], notes: list[str]) -> int | None:
     named = step_in_name(file)
-    for key in _STEP_KEYS:
-        if key in counters:
-            if named is not None and named != counters[key]:
-                notes.append(f"step {counters[key]} from the entry {key!r}; the name says {named}")
-            return counters[key]
+    key = next((key for key in _STEP_KEYS if key in counters), None)
     if named is not None:
-        notes.append(f"step {named} from the name")
+        other = f"; the entry {key!r} says {counters[key]}" if key and counters[key] != named else ""
+        notes.append(f"step {named} from the name{other}")
         return named
+    if key:
+        return counters[key]
     if "epoch" in counters:
         notes.append(f"step {counters['epoch']} from the entry 'epoch': it counts epochs")
     return counters.get("epoch")

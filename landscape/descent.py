@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import numbers
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -26,7 +27,7 @@ from torch.nn import functional
 
 from landscape.errors import UsageError, unknown
 from landscape.objectives import Buffers, Inputs, Objective, Parts, Rows, flat, leaves
-from landscape.seeds import child_seed, generator, global_stream
+from landscape.seeds import generator, global_stream
 
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "step", "cosine")
@@ -37,9 +38,9 @@ AUGMENTATIONS = ("shift", "flip")
 class Recipe:
     """How to descend. Units: steps are mini-batch updates; the rate is per step."""
 
-    steps: int = 1000
+    steps: int = 1000  # a look at a small problem; every task brings its own
     optimizer: str = "sgd"
-    lr: float = 0.1
+    lr: float = 0.1  # of nearly all papers measured here, with batch normalisation; likewise
     momentum: float = 0.9  # sgd; the value of nearly all papers measured here
     weight_decay: float = 0.0  # added to the gradient (L2), for sgd and adam alike, as torch.optim does
     betas: tuple[float, float] = (0.9, 0.999)  # adam: Kingma and Ba, section 2
@@ -63,6 +64,7 @@ class Recipe:
             (all(0 < m < 1 for m in self.milestones), f"milestones are fractions of the steps in (0, 1); got {self.milestones}"),
             (0 <= self.warmup <= max(self.steps, 1), f"warmup must lie in 0..{self.steps}; got {self.warmup}"),
             (self.batch_size >= 0, f"batch_size must be at least 0 (0 is all rows); got {self.batch_size}"),
+            (self.precision in ("full", "bf16"), f"precision is full or bf16; got {self.precision!r}"),
             (self.clip >= 0, f"clip must be at least 0 (0 is none); got {self.clip}"),
         ):
             if not ok:
@@ -128,6 +130,7 @@ def descend(f: Objective, start: Tensor | Start, recipe: Recipe, seed: int | Seq
     Raises UsageError where shapes, batch size or augmentation do not fit the objective.
     """
     begin = start if isinstance(start, Start) else Start(start)
+    seed = int(seed) if isinstance(seed, numbers.Integral) else [int(one) for one in seed]  # type: ignore[union-attr]
     point = begin.point.detach().to(f.device, f.dtype)
     members = point.shape[0] if point.ndim == 2 else None
     if point.shape[-1] != f.dim or point.ndim not in (1, 2):
@@ -154,6 +157,8 @@ def descend(f: Objective, start: Tensor | Start, recipe: Recipe, seed: int | Seq
 
 def recorded(step: int, last: int, every: int | Literal["log"]) -> bool:
     """Whether a recorder that keeps every k steps, or log-spaced ones (about 20 an octave), keeps this one. The first and the last always are."""
+    if every != "log" and every < 1:
+        raise UsageError(f"recording takes every k-th step, k at least 1, or log; got {every}.")
     if step in (0, last):
         return True
     if every == "log":
@@ -242,15 +247,15 @@ class _TrainingGradient:
         f = self._f
         own = not isinstance(self._seed, int)
         with contextlib.ExitStack() as stack:
-            if f.model.stochastic:
-                seed = self._seed if isinstance(self._seed, int) else child_seed(0, "members", *self._seed)
-                stack.enter_context(global_stream(seed, "dropout", step, device=f.device))
+            if f.model.stochastic and isinstance(self._seed, int):
+                stack.enter_context(global_stream(self._seed, "dropout", step, device=f.device))
             if self._recipe.precision == "bf16":
                 stack.enter_context(torch.autocast("cuda", torch.bfloat16))
             rows = self._augmented(rows, step)
             w = f.lift(z)
-            if z.ndim == 2 and not f.model.lockstep:
-                return self._loop(w, buffers, rows, own)
+            # the dropout of a member's own seed comes from a stream of its own, which lockstep cannot draw from
+            if z.ndim == 2 and (not f.model.lockstep or (own and f.model.stochastic)):
+                return self._loop(w, buffers, rows, own, step)
             parts = leaves(f.model, w)
             with torch.enable_grad():
                 loss, after = self._mean_loss(parts, buffers, rows) if z.ndim == 1 else self._vmapped(parts, buffers, rows, own)
@@ -262,22 +267,28 @@ class _TrainingGradient:
         return self._f.loss.mean(outputs, rows.targets), after
 
     def _vmapped(self, parts: Parts, buffers: Buffers, rows: Rows, own: bool) -> tuple[Tensor, Buffers]:
-        def one(parts: Parts, buffers: Buffers, inputs: Inputs, targets: Tensor) -> tuple[Tensor, Buffers]:
-            return self._mean_loss(parts, buffers, Rows(inputs, targets))
+        def one(parts: Parts, buffers: Buffers, inputs: Inputs) -> tuple[Tensor, Buffers]:
+            return self._f.model.forward(parts, buffers, inputs, "train")
 
-        axis = 0 if own and self._recipe.batch_size else None
-        mapped = torch.func.vmap(one, in_dims=(0, 0, axis, axis), randomness="different")
-        loss, after = mapped(parts, dict(buffers), rows.inputs, rows.targets)
-        return loss, after
+        members, axis = len(parts[0]), 0 if own and self._recipe.batch_size else None
+        mapped = torch.func.vmap(one, in_dims=(0, 0, axis), randomness="different")
+        outputs, after = mapped(parts, dict(buffers), rows.inputs)
+        targets = rows.targets if axis == 0 else rows.targets.expand(members, *rows.targets.shape)
+        # the loss knows rows, not members: all of them are its rows at once, which is faster than to map it too
+        losses, weights = self._f.loss.rows(outputs.flatten(0, 1), targets.flatten(0, 1))
+        return losses.view(members, -1).sum(1) / weights.view(members, -1).sum(1), after
 
-    def _loop(self, w: Tensor, buffers: Buffers, rows: Rows, own: bool) -> tuple[Tensor, Tensor, Buffers]:
+    def _loop(self, w: Tensor, buffers: Buffers, rows: Rows, own: bool, step: int) -> tuple[Tensor, Tensor, Buffers]:
         losses, gradients, afters = [], [], []
         for member in range(len(w)):
             mine = rows
             if own and self._recipe.batch_size:
-                mine = rows.member(member)
+                mine = rows.take(member)
             parts = leaves(self._f.model, w[member])
-            with torch.enable_grad():
+            with contextlib.ExitStack() as stack:
+                if self._f.model.stochastic and not isinstance(self._seed, int):
+                    stack.enter_context(global_stream(self._seed[member], "dropout", step, device=self._f.device))
+                stack.enter_context(torch.enable_grad())
                 loss, after = self._mean_loss(parts, {name: value[member] for name, value in buffers.items()}, mine)
                 gradient = flat(torch.autograd.grad(loss, parts, materialize_grads=True))
             losses.append(loss.detach())

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import sysconfig
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class LandscapeError(Exception):
@@ -30,3 +33,18 @@ def unknown(kind: str, got: str, allowed: Iterable[str]) -> UsageError:
     near = difflib.get_close_matches(got, names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return UsageError(f"unknown {kind} {got!r}.{hint} Allowed: {', '.join(names)}.")
+
+
+def users_lines(error: BaseException | None) -> str:
+    """The user's own lines in the traceback of what a model or a loss raised, and the error; empty where there are none (or no error)."""
+    if error is None:
+        return ""
+    here = Path(__file__).resolve().parent
+    others = [here, here / "analysis", here / "cli", *(here.parent / name for name in ("analysis", "cli"))]
+    others += [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).is_file() and not any(Path(frame.filename).resolve().is_relative_to(folder.resolve()) for folder in others)
+    ]
+    return "".join([*traceback.format_list(frames), *traceback.format_exception_only(error)]).rstrip() if frames else ""

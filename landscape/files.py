@@ -6,14 +6,22 @@ Commit = write a temporary file beside the target, fsync, rename, fsync the fold
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from landscape.errors import LandscapeError, UnsafeInputError
+
+# what a file system without hard links (exFAT, some network mounts) answers
+_NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
+# folders that this process holds and lends: (process, folder) -> whether the loan is free. The process, because a fork inherits this record
+_lent: dict[tuple[int, Path], bool] = {}
 
 
 def sync_folder(folder: Path) -> None:
@@ -39,14 +47,30 @@ def write_atomic(path: Path, data: bytes | str, *, new: bool = False) -> None:
             file.flush()
             os.fsync(file.fileno())
         if new:
-            os.link(temporary, path)
-            temporary.unlink()
+            _rename_new(temporary, path)
         else:
             os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _rename_new(temporary: Path, path: Path) -> None:
+    """Give a whole file its name, which must be free. Without hard links an empty file claims the name for a moment."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+    else:
+        temporary.unlink()
 
 
 def append_line(path: Path, record: dict[str, object]) -> None:
@@ -95,23 +119,49 @@ def drop_torn_tail(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path, *, lend: bool = False) -> Iterator[None]:
     """Hold `folder/.lock` while writing there. The system lets the lock go when the holder dies, so it is never stale.
 
-    Raises LandscapeError, naming the holder, where another process has it.
+    lend: let one part of this process at a time ask for the same folder again within, and get it: who holds a folder around several writers each of which
+    takes it. Without it a second call is refused in this process too. The loan is the process's, not the thread's: while one thread lends, another that asks
+    gets it, so write to a folder from one thread.
+    Raises LandscapeError, naming the holder, where another has it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+") as file:
+    key = os.getpid(), folder.resolve()
+    if _lent.get(key):
+        _lent[key] = False
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise LandscapeError(
-                f"{folder} is being written by {holder}. Wait for it to end, or choose another --out."
-            ) from None
+            yield
+        finally:
+            if key in _lent:  # else the lender has left before
+                _lent[key] = True
+        return
+    with _locked(folder / ".lock") as file:
         file.seek(0)
         file.truncate()
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-        yield
+        if lend:
+            _lent[key] = True
+        try:
+            yield
+        finally:
+            _lent.pop(key, None)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[TextIO]:
+    """The lock file, locked."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise LandscapeError(f"{path.parent} is being written by {holder}. Wait for it to end, or choose another --out.") from None
+            # a holder that took its run back has removed the file that was opened here: a lock on that would keep nobody out
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                yield file
+                return

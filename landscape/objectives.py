@@ -18,8 +18,10 @@ import contextlib
 import copy
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -29,7 +31,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from landscape.errors import LandscapeError, UsageError, unknown
+from landscape.errors import LandscapeError, UsageError, unknown, users_lines
 from landscape.operators import SymmetricOperator
 from landscape.subspaces import Subspace
 from landscape.trajectories import Entry, Layout
@@ -60,12 +62,8 @@ class Rows:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def take(self, index: Tensor | slice) -> Rows:
-        """The rows at `index`; an index (E, n) gives each of E members rows of its own, (E, n, ...)."""
-        return Rows(_map(self.inputs, lambda tensor: tensor[index]), self.targets[index])
-
-    def member(self, index: int) -> Rows:
-        """Of rows (E, n, ...), one set a member: those of one member."""
+    def take(self, index: Tensor | slice | int) -> Rows:
+        """The rows at `index`; an index (E, n) gives each of E members rows of its own, (E, n, ...), and of these the number e takes member e's."""
         return Rows(_map(self.inputs, lambda tensor: tensor[index]), self.targets[index])
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Rows:
@@ -107,6 +105,8 @@ class Loss:
     rows: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     classifies: bool  # outputs (n, classes) and integer targets: accuracy is defined
     fused: Callable[[Tensor, Tensor], Tensor] | None = None  # torch's own sum l_i / sum c_i in one kernel, where it has one
+    ignored: int = -100  # targets of this class are not counted (torch's default)
+    threshold: float | None = None  # outputs above it mean 1, of losses on binary targets entry by entry
 
     def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """sum l_i / sum c_i over a mini-batch."""
@@ -134,11 +134,19 @@ class Loss:
             raise UsageError(f"a loss is a name, a torch loss module or a function of (outputs, targets); got {loss!r}.")
         return Loss(getattr(loss, "__name__", type(loss).__name__), lambda o, t: _ones(_checked(loss(o, t), o)), False)
 
-    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Share of right answers of each row (n,): 0 or 1 for one target a row. NaN where the loss does not classify."""
+    def correct(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """How many answers of each row are right, and how many are counted, (n,) each: 1 for one target a row. Both NaN where the loss does not classify."""
         if not self.classifies:
-            return torch.full(targets.shape[:1], float("nan"), device=outputs.device)
-        return _per_row((outputs.argmax(1) == targets).float())
+            unknown = torch.full(targets.shape[:1], float("nan"), device=outputs.device)
+            return unknown, unknown
+        if self.threshold is not None:
+            right = (outputs > self.threshold) == (targets.reshape(outputs.shape) > 0.5)
+            return right.reshape(len(right), -1).float().sum(1), torch.full_like(right.reshape(len(right), -1)[:, 0], right[0].numel(), dtype=torch.float32)
+        if targets.is_floating_point():  # probabilities: the likeliest class is the right one
+            targets = targets.argmax(1)
+        counted = targets != self.ignored
+        right = (outputs.argmax(1) == targets) & counted
+        return tuple(part.reshape(len(part), -1).float().sum(1) for part in (right, counted))  # type: ignore[return-value]
 
 
 _LOSSES: dict[str, Callable[[], nn.Module]] = {"cross-entropy": nn.CrossEntropyLoss, "mse": nn.MSELoss}
@@ -147,14 +155,20 @@ _LOSSES: dict[str, Callable[[], nn.Module]] = {"cross-entropy": nn.CrossEntropyL
 def _from_module(module: nn.Module, name: str) -> Loss:
     if getattr(module, "reduction", "mean") != "mean":
         raise UsageError(f"the loss {name} has reduction={module.reduction!r}; objectives are means over rows, so give it with reduction='mean'.")
-    rowwise = copy.deepcopy(module)
+    whole, rowwise = copy.deepcopy(module), copy.deepcopy(module)
     rowwise.reduction = "none"  # type: ignore[assignment]
     stateless = not any(True for _ in module.buffers())
     classifies = isinstance(module, (nn.CrossEntropyLoss, nn.NLLLoss))
+    elementwise = isinstance(module, _ELEMENTWISE)
+    threshold = next((value for kind, value in _BINARY.items() if isinstance(module, kind)), None)
     class_weights = getattr(module, "weight", None) if classifies else None
-    ignored = getattr(module, "ignore_index", -100)
+    ignored = int(getattr(module, "ignore_index", -100))
+
+    def fitted(outputs: Tensor, targets: Tensor) -> Tensor:
+        return _like(outputs, targets, name) if elementwise else targets
 
     def rows(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        targets = fitted(outputs, targets)
         losses = (rowwise if stateless else rowwise.to(outputs.device, outputs.dtype))(outputs, targets)
         if not classifies or targets.is_floating_point():  # probabilities as targets: plain mean
             return _ones(_per_row(_checked(losses, outputs)))
@@ -165,7 +179,26 @@ def _from_module(module: nn.Module, name: str) -> Loss:
             return losses, counted
         return losses.flatten(1).sum(1), counted.flatten(1).sum(1)
 
-    return Loss(name, rows, classifies, copy.deepcopy(module) if stateless else None)
+    fused = (lambda outputs, targets: whole(outputs, fitted(outputs, targets))) if stateless else None
+    return Loss(name, rows, classifies or threshold is not None, fused, ignored, threshold)
+
+
+# losses that compare outputs and targets entry by entry, and would broadcast (n, 1) against (n,) to (n, n) without a word
+_ELEMENTWISE = (
+    nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss, nn.PoissonNLLLoss, nn.KLDivLoss, nn.SoftMarginLoss,
+)  # fmt: skip
+
+# what an output above means 1: a logit, a probability
+_BINARY: dict[type[nn.Module], float] = {nn.BCEWithLogitsLoss: 0.0, nn.BCELoss: 0.5}
+
+
+def _like(outputs: Tensor, targets: Tensor, name: str) -> Tensor:
+    """Targets in the shape and dtype of the outputs: (n,) beside (n, 1) are the same numbers; other shapes are refused."""
+    if targets.shape != outputs.shape:
+        if targets.numel() != outputs.numel() or targets.squeeze().shape != outputs.squeeze().shape:
+            raise UsageError(f"the loss {name} compares entry by entry, and outputs {tuple(outputs.shape)} do not match targets {tuple(targets.shape)}.")
+        targets = targets.reshape(outputs.shape)
+    return targets.to(outputs.dtype)
 
 
 def _per_row(values: Tensor) -> Tensor:
@@ -220,7 +253,8 @@ class Network:
 
     layout: Layout
     skeletons: dict[str, nn.Module]  # by mode
-    frozen: Buffers
+    frozen: Buffers  # parameters that do not move
+    constants: Buffers  # buffers that no checkpoint holds
     lockstep: bool
     recurrent: bool
     stochastic: bool
@@ -233,7 +267,7 @@ class Network:
         """
         module = getattr(module, "_orig_mod", module)  # torch.compile wraps; its graph breaks under double backward
         entries, aliases, parts = [], {}, []
-        frozen, buffers = {}, {}
+        frozen, constants, buffers = {}, {}, {}
         first_name: dict[int, str] = {}
         offset = 0
         for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -244,7 +278,11 @@ class Network:
                 continue
             first_name[id(parameter)] = name
             value = parameter.detach()
-            trained = parameter.requires_grad and parameter.is_floating_point()
+            if value.is_meta:
+                raise UsageError(f"parameter {name} lies on the meta device and has no values: load the weights first.")
+            if parameter.requires_grad and not parameter.is_floating_point():
+                raise UsageError(f"parameter {name} is trained and {_name(value.dtype)}: landscapes are over real numbers. Hold real and imaginary parts apart, or freeze it.")
+            trained = parameter.requires_grad
             place = offset if trained else 0
             entries.append(Entry(name, tuple(value.shape), place, _name(value.dtype), "parameter" if trained else "frozen"))
             if trained:
@@ -257,35 +295,37 @@ class Network:
         offset = 0
         for name, buffer in module.named_buffers():
             persistent = name in module.state_dict()
+            if buffer.is_complex() and persistent:
+                raise UsageError(f"buffer {name} is {_name(buffer.dtype)}: buffers are recorded as real numbers. Register it with persistent=False.")
             value = _cast(buffer.detach().clone(), device, dtype)
             if persistent:
                 entries.append(Entry(name, tuple(value.shape), offset, _name(buffer.dtype), "buffer"))
                 offset += value.numel()
                 buffers[name] = value
             else:
-                frozen[name] = value
+                constants[name] = value
         convolves = any(isinstance(part, _CONVOLUTIONS) for part in module.modules())
         recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
         # vmapped convolutions become grouped ones: 2.5 times slower than a loop on a CPU
         lockstep = not recurrent and not (convolves and device.type == "cpu")
-        stochastic = any(isinstance(part, _DROPOUTS) and part.p > 0 for part in module.modules())
-        skeletons = {mode: _skeleton(module, mode, device, dtype) for mode in ("eval", "batch", "train")}
-        network = Network(Layout(tuple(entries), aliases), skeletons, frozen, lockstep, recurrent, stochastic)
+        stochastic = any(_drops(part) for part in module.modules())
+        network = Network(Layout(tuple(entries), aliases), _skeletons(module, device, dtype), frozen, constants, lockstep, recurrent, stochastic)
         return network, torch.cat(parts), buffers
 
     def split(self, w: Tensor) -> Parts:
         """See Predictor."""
         entries = self.layout.of("parameter")
         pieces = torch.split(w, [entry.size for entry in entries], dim=-1)
-        return tuple(piece.view(*w.shape[:-1], *entry.shape) for entry, piece in zip(entries, pieces, strict=True))
+        return tuple(piece.view((*w.shape[:-1], *entry.shape)) for entry, piece in zip(entries, pieces, strict=True))
 
     def forward(self, parts: Parts, buffers: Buffers, inputs: Inputs, mode: str = "eval") -> tuple[Tensor, Buffers]:
         """See Predictor."""
         state: dict[str, Tensor] = {entry.name: part for entry, part in zip(self.layout.of("parameter"), parts, strict=True)}
-        if mode != "eval" and buffers:
-            buffers = {name: value.clone() for name, value in buffers.items()}
+        # cloned, since a module may write to its buffers in any mode, and a pure function must not remember
+        buffers = {name: value.clone() for name, value in buffers.items()}
         state.update(self.frozen)
         state.update(buffers)
+        state.update({name: value.clone() for name, value in self.constants.items()})
         arguments = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
         keywords = inputs if isinstance(inputs, dict) else {}
         outputs = torch.func.functional_call(self.skeletons[mode], state, arguments, keywords)
@@ -300,21 +340,37 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTra
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
+def _drops(part: nn.Module) -> bool:
+    """Whether a layer draws random numbers in train mode. Attention and recurrent layers hold their share as `dropout`, as do most that call it by function."""
+    share = part.p if isinstance(part, _DROPOUTS) else getattr(part, "dropout", 0.0)
+    return isinstance(share, (int, float)) and share > 0
+
+
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _skeleton(module: nn.Module, mode: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    copied = copy.deepcopy(module)
-    for parameter in copied.parameters():
+def _skeletons(module: nn.Module, device: torch.device, dtype: torch.dtype) -> dict[str, nn.Module]:
+    """Private copies by mode, which share one set of tensors: these are replaced in every call, and never read."""
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise UsageError("the model is wrapped for parallel training: give the model inside (`model.module`).")
+    try:
+        first = copy.deepcopy(module)
+    except RuntimeError as error:
+        raise UsageError(f"the model cannot be copied ({error}). Old torch.nn.utils.weight_norm does this: use torch.nn.utils.parametrizations.weight_norm.") from error
+    for parameter in first.parameters():
         parameter.grad = None
-    copied = copied.to(device=device, dtype=dtype).requires_grad_(False)
-    copied.train(mode != "eval")
-    if mode == "batch":
-        for part in copied.modules():
-            if not isinstance(part, nn.modules.batchnorm._NormBase):
-                part.training = False
-    return copied
+    first = first.to(device=device, dtype=dtype).requires_grad_(False)
+    shared = {id(tensor): tensor for tensor in (*first.parameters(), *first.buffers())}
+    found = {}
+    for mode in ("eval", "batch", "train"):
+        copied = copy.deepcopy(first, dict(shared)).train(mode != "eval")
+        if mode == "batch":
+            for part in copied.modules():
+                if not isinstance(part, nn.modules.batchnorm._NormBase):
+                    part.training = False
+        found[mode] = copied
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -393,7 +449,9 @@ class Objective:
             chunk = 2048 if network.lockstep else 64
         if chunk < 1:
             raise UsageError(f"a chunk has at least 1 row; got {chunk}.")
-        return Objective(network, Loss.of(loss), rows.to(device, dtype), buffers, dtype, device, chunk), point
+        f = Objective(network, Loss.of(loss), rows.to(device, dtype), buffers, dtype, device, chunk)
+        _try_two_rows(f, point)
+        return dataclasses.replace(f, model=dataclasses.replace(network, stochastic=network.stochastic or _draws(f, point))), point
 
     @staticmethod
     def from_function(
@@ -453,24 +511,19 @@ class Objective:
 
     def value(self, z: Tensor) -> Value:
         """Loss and accuracy over all rows, at one point (d,) or many (E, d)."""
-        if self._points(z).ndim == 2:
-            values = [self.value(point) for point in z]
+        w = self.lift(self._points(z))
+        if z.ndim == 2:
+            values = [self._value(point) for point in w]
             return Value(torch.stack([v.loss for v in values]), torch.stack([v.accuracy for v in values]))
-        parts = self.model.split(self.lift(z))
-        loss = weight = right = torch.zeros((), dtype=_exact(self.device), device=self.device)
-        with torch.no_grad():
-            for rows in self.rows.chunks(self.chunk):
-                losses, weights, correct = self._chunk(parts, rows)
-                loss, weight, right = (a + b.to(a.dtype).sum() for a, b in ((loss, losses), (weight, weights), (right, correct)))
-        return Value(loss / weight, right / len(self.rows))
+        return self._value(w)
 
     def by_row(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss l_i / mean(c) (N,) and correctness (N,) of each row at one point (d,); the mean of the first is f."""
+        """Loss l_i / mean(c) (N,) and share of right answers (N,) of each row at one point (d,); the mean of the first is f."""
         parts = self.model.split(self.lift(self._points(z)))
         with torch.no_grad():
             found = [self._chunk(parts, rows) for rows in self.rows.chunks(self.chunk)]
-        losses, weights, correct = (torch.cat([chunk[i] for chunk in found]) for i in range(3))
-        return losses / weights.mean(), correct
+        losses, weights, right, counted = (torch.cat([chunk[i] for chunk in found]) for i in range(4))
+        return losses / weights.mean(), right / counted
 
     def outputs(self, z: Tensor) -> Tensor:
         """What the model answers for every row (N, ...) at one point (d,)."""
@@ -486,10 +539,11 @@ class Objective:
 
     def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """f, () or (E,), and its gradient, of z's shape."""
-        if self._points(z).ndim == 2 and not self.model.lockstep:
-            pairs = [self.value_and_gradient(point) for point in z]
-            return torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs])
-        w = self.lift(z)
+        w = self.lift(self._points(z))
+        if z.ndim == 2 and not self.model.lockstep:
+            whole = dataclasses.replace(self, charts=())
+            pairs = [whole.value_and_gradient(point) for point in w]
+            return torch.stack([p[0] for p in pairs]), self.project(torch.stack([p[1] for p in pairs]))
         members = len(w) if w.ndim == 2 else 0
         loss = weight = torch.zeros((), dtype=_exact(self.device), device=self.device)
         gradient = torch.zeros_like(w)
@@ -515,6 +569,13 @@ class Objective:
         """The generalised Gauss-Newton matrix (d, d): the mean over rows of J_i^T (d^2 l_i / d outputs^2) J_i. `keep` as for `hessian`."""
         return self._curvature(z, self._gauss_newton_graph, keep)
 
+    def graph_bytes(self, z: Tensor) -> int:
+        """Memory that `hessian` would hold between products at one point (d,), measured on the first chunk of rows."""
+        chunks = list(self.rows.chunks(self.chunk))
+        with _counting() as counted:
+            self._hessian_graph(self.lift(self._points(z)), chunks[0], 1.0)
+        return counted.bytes * len(chunks)
+
     # -- inside --------------------------------------------------------------
 
     def _points(self, z: Tensor) -> Tensor:
@@ -525,18 +586,31 @@ class Objective:
     def _forward(self, parts: Parts, rows: Rows) -> Tensor:
         return self.model.forward(parts, self.buffers, rows.inputs, self.norm)[0]
 
-    def _chunk(self, parts: Parts, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    def _value(self, w: Tensor) -> Value:
+        parts = self.model.split(w)
+        sums = [torch.zeros((), dtype=_exact(self.device), device=self.device)] * 4
+        with torch.no_grad():
+            for rows in self.rows.chunks(self.chunk):
+                sums = [total + part.to(total.dtype).sum() for total, part in zip(sums, self._chunk(parts, rows), strict=True)]
+        loss, weight, right, counted = sums
+        return Value(loss / weight, right / counted)
+
+    def _chunk(self, parts: Parts, rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of every row (n,): loss, its weight, right answers, counted answers."""
         outputs = self._forward(parts, rows)
-        losses, weights = _explained(self.loss, outputs, rows.targets)
-        return losses, weights, self.loss.correct(outputs.detach(), rows.targets)
+        losses, weights = self.loss.rows(outputs, rows.targets)
+        return losses, weights, *self.loss.correct(outputs.detach(), rows.targets)
 
     def _ensemble(self, parts: Parts, rows: Rows) -> tuple[Tensor, Tensor]:
         """Losses and weights (E, n) of many parameter vectors (E, D) on the same rows."""
 
-        def one(*member: Tensor) -> tuple[Tensor, Tensor]:
-            return self.loss.rows(self._forward(member, rows), rows.targets)
+        def one(member: Parts, buffers: Buffers) -> tuple[Tensor, Tensor]:
+            return self.loss.rows(self.model.forward(member, buffers, rows.inputs, self.norm)[0], rows.targets)
 
-        losses, weights = torch.func.vmap(one, out_dims=(0, 0))(*parts)
+        members = len(parts[0])
+        buffers = {name: value.expand(members, *value.shape) for name, value in self.buffers.items()}  # batch mode writes to them
+        with _without_attention_fastpath(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels are not batched either
+            losses, weights = torch.func.vmap(one)(parts, buffers)
         return losses, weights
 
     def _curvature(self, z: Tensor, build: Callable[[Tensor, Rows, float], _Product], keep: bool | None) -> SymmetricOperator:
@@ -548,7 +622,7 @@ class Objective:
         with _counting() as counted:
             first = build(w, chunks[0], total)
         if keep is None:
-            keep = counted.bytes * len(chunks) <= _free_memory(self.device) / 2
+            keep = counted.bytes * len(chunks) <= free_memory(self.device) / 2
         kept = [first, *(build(w, rows, total) for rows in chunks[1:])] if keep else []
 
         def product(v: Tensor) -> Tensor:
@@ -569,7 +643,7 @@ class Objective:
     def _hessian_graph(self, w: Tensor, rows: Rows, total: float) -> _Product:
         with _twice_differentiable(self.model), torch.enable_grad():
             parts = leaves(self.model, w)
-            losses, _, _ = self._chunk(parts, rows)
+            losses = self._chunk(parts, rows)[0]
             slopes = torch.autograd.grad(losses.sum() / total, parts, create_graph=True, materialize_grads=True)
         bent = [place for place, slope in enumerate(slopes) if slope.requires_grad]  # the others are constant in w: no curvature
 
@@ -607,18 +681,19 @@ class Objective:
 _Product = Callable[[Tensor], Tensor]
 
 
-def _explained(loss: Loss, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The losses, or torch's own complaint with the shapes beside it."""
-    try:
-        return loss.rows(outputs, targets)
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise UsageError(
-            f"the loss {loss.name} refused outputs {tuple(outputs.shape)} {_name(outputs.dtype)} with targets {tuple(targets.shape)} {_name(targets.dtype)}: {error}"
-        ) from error
-
-
 def _exact(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+
+
+@contextlib.contextmanager
+def _without_attention_fastpath() -> Iterator[None]:
+    """Attention's fused inference kernels have no derivative, and under vmap, where parameters do not show that they need one, eval mode takes them."""
+    allowed = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(allowed)
 
 
 class _AffineBatchNorm(TorchFunctionMode):
@@ -679,10 +754,54 @@ def _counting() -> Iterator[_Counted]:
         yield counted
 
 
-def _free_memory(device: torch.device) -> int:
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be had: of the device, or of the machine (page cache counted as free, a container's limit heeded)."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    found = []
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:"))
+        found.append(int(line.split()[1]) * 1024)
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+        group = Path("/sys/fs/cgroup")
+        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    if not found:  # no Linux: half of what the machine has
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+    return max(min(found), 0)
+
+
+def _try_two_rows(f: Objective, w: Tensor) -> None:
+    """Evaluate two rows, so that a model, a loss and data that do not fit each other are told so with their shapes, before any work is done."""
+    rows = f.rows.take(slice(0, 2))
+    shapes = ", ".join(f"{tuple(tensor.shape)} {_name(tensor.dtype)}" for tensor in _tensors(rows.inputs))
+    try:
+        with torch.no_grad(), warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            outputs = f.model.forward(f.model.split(w), f.buffers, rows.inputs)[0]
+            if outputs.ndim == 0 or len(outputs) != len(rows):
+                raise UsageError(f"the model returned shape {tuple(outputs.shape)} for {len(rows)} rows of inputs {shapes}: its first axis must be the rows.")
+            f.loss.rows(outputs, rows.targets)
+    except (UsageError, MemoryError):
+        raise
+    except Exception as error:
+        targets = f"{tuple(rows.targets.shape)} {_name(rows.targets.dtype)}"
+        reason = users_lines(error) or f"{type(error).__name__}: {error}"
+        raise UsageError(f"model, loss {f.loss.name} and data do not fit each other. Two rows of inputs {shapes} with targets {targets} gave:\n{reason}") from error
+    if any("target size" in str(one.message) for one in said):
+        raise UsageError(f"the loss {f.loss.name} broadcasts outputs {tuple(outputs.shape)} against targets {tuple(rows.targets.shape)}: give them one shape.")
+
+
+def _draws(f: Objective, w: Tensor) -> bool:
+    """Whether a pass in train mode draws random numbers, from whichever layer."""
+    cuda = f.device.type == "cuda"
+    with torch.random.fork_rng(devices=[f.device] if cuda else []), torch.no_grad():
+        before = torch.get_rng_state(), torch.cuda.get_rng_state(f.device) if cuda else None
+        try:
+            f.model.forward(f.model.split(w), f.buffers, f.rows.take(slice(0, 2)).inputs, "train")
+        except (ValueError, RuntimeError):  # BatchNorm of one row has no statistics: nothing was drawn up to there
+            return False
+        after = torch.get_rng_state(), torch.cuda.get_rng_state(f.device) if cuda else None
+    return any(a is not None and b is not None and not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 def require_finite(values: Tensor, what: str) -> None:

@@ -154,7 +154,7 @@ class Eigenpairs:
 
     values: np.ndarray  # (k,) in the order asked for
     vectors: Tensor  # (k, d) unit rows
-    residuals: np.ndarray  # (k,) an eigenvalue of A lies within this, and the rounding of a product, of each value
+    residuals: np.ndarray  # (k,) an eigenvalue of A lies within this of each value; never less than the rounding of a product, eps |A|
     converged: np.ndarray  # (k,) bool
     products: int  # number of products with A
 
@@ -220,6 +220,8 @@ def eigenpairs(
         products += len(values)
         images = operator @ rows.T
         residuals = (images - rows.T * torch.from_numpy(values).to(rows)).norm(dim=0).double().cpu().numpy()
+    # no product is known better than to its rounding
+    residuals = np.maximum(residuals, torch.finfo(operator.dtype).eps * scale)
     return Eigenpairs(values, rows, residuals, residuals <= bound, products)
 
 

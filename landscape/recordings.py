@@ -8,14 +8,13 @@ outlived it are recognised by their step when the descent replays them, bitwise 
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -141,10 +140,18 @@ def record(
             run.update(state="finished", ended=now(), final=final)
         except BaseException as error:
             # an interrupt, a kill by signal, a full disk: keep what can be kept, and say in run.json how it ended
-            if not isinstance(error, OSError):
-                commit()
-                run.update(state="failed" if isinstance(error, Exception) else "interrupted", ended=now())
+            try:
+                if not isinstance(error, OSError):
+                    commit()
+            finally:
+                _ended(run, error)
             raise
+
+
+def _ended(run: Run, error: BaseException) -> None:
+    """Say in run.json that an error ended the run, where the disk still takes that."""
+    with suppress(OSError):
+        run.update(state="failed" if isinstance(error, Exception) else "interrupted", ended=now())
 
 
 @contextmanager
@@ -243,48 +250,66 @@ def _keep_frozen(run: Run, f: Objective) -> None:
 def import_checkpoints(run: Run, task: Task, paths: Sequence[Path], *, allow_nonfinite: bool = False) -> list[str]:
     """Write checkpoints made elsewhere into a run, in the order of their steps; returns notes on what was recognised and skipped.
 
-    Steps come from the files or their names; where none carries a number, the rows are numbered 0, 1, ... in the order given.
-    Every file is read and matched against the task's model before the first row is written.
-    Raises UnsafeInputError and UsageError as `landscape.checkpoints` does.
+    Steps come from the files' names, else from their contents; a single file without either is step 0.
+    Every file is read and matched against the task's model before the first row is written, and read again when its row is: they are never
+    in memory together.
+    Raises UnsafeInputError and UsageError as `landscape.checkpoints` does, UsageError where tensors that do not move differ between the files.
     """
     ordered = checkpoints.order(paths)
-    module = task.make(0)
-    f, _ = Objective.of(module, task.loss, task.data.train)
+    f, _ = Objective.of(task.make(0), task.loss, task.data.train)
     layout = f.model.layout
     expected = {entry.name: (entry.shape, getattr(torch, entry.dtype)) for entry in layout.entries}
     # exact for every parameter: half precision is stored as float32
     dtype = torch.float64 if any(entry.dtype == "float64" for entry in layout.of("parameter")) else torch.float32
-    notes: list[str] = []
-    rows: list[Row] = []
-    steps: list[int | None] = []
+
+    def tensors_of(path: Path) -> tuple[checkpoints.Checkpoint, dict[str, Tensor]]:
+        checkpoint = checkpoints.read(path)
+        return checkpoint, checkpoints.match(checkpoint, expected, aliases=layout.aliases, allow_nonfinite=allow_nonfinite)
+
     with files.exclusive(run.folder):
-        for path in ordered:
-            checkpoint = checkpoints.read(path)
-            tensors = checkpoints.match(checkpoint, expected, aliases=layout.aliases, allow_nonfinite=allow_nonfinite)
-            notes += [f"{path.name}: {note}" for note in checkpoint.notes]
-            point = torch.cat([tensors[entry.name].to(dtype).flatten() for entry in layout.of("parameter")])
-            steps.append(checkpoint.step)
-            rows.append(Row(0, point.numpy(), flat_buffers(layout, tensors), math.nan, math.nan))
-        frozen = {entry.name: tensors[entry.name].contiguous() for entry in layout.of("frozen")}
-        if None in steps:
-            if len(steps) > 1:
-                notes.append("some file names carry no step: rows are numbered 0, 1, ... in the order given.")
-            numbers = list(range(len(rows)))
-        else:
-            numbers = [int(step) for step in steps if step is not None]
-        ranked = sorted(zip(numbers, rows, strict=True), key=lambda pair: pair[0])
-        if len(set(numbers)) != len(numbers):
-            raise UsageError(f"two checkpoints claim one step (steps read: {numbers}). Rename the files so that each has its own.")
-        writer = TrajectoryWriter(run.trajectory_path, layout)
-        if frozen:
-            files.write_atomic(run.frozen_path, safetensors.torch.save(frozen))
-        for step, row in ranked:
-            # loss and rate are not known: only weights were given
-            if writer.append(Row(step, row.point, row.buffers, math.nan, math.nan)):
-                writer.commit()
-        writer.commit()
-        run.update(state="finished", ended=now(), notes=notes)
+        try:
+            notes: list[str] = []
+            frozen: dict[str, Tensor] = {}
+            found: dict[int, Path] = {}  # by step
+            for path in ordered:
+                checkpoint, tensors = tensors_of(path)
+                notes += [f"{path.name}: {note}" for note in checkpoint.notes]
+                step = 0 if checkpoint.step is None else checkpoint.step  # `order` lets only a single file have none
+                if step in found:
+                    raise UsageError(f"two checkpoints claim step {step}: {found[step]} and {path}. Rename the files so that each has its own.")
+                found[step] = path
+                held = {entry.name: tensors[entry.name].contiguous() for entry in layout.of("frozen")}
+                frozen = frozen or held
+                for name, value in held.items():
+                    if not _same(value, frozen[name]):
+                        raise UsageError(
+                            f"{path} and {ordered[0]} differ in {name!r}, which the model holds frozen: a run keeps one value for all its points. "
+                            "Import them into runs of their own, or unfreeze this tensor in the model."
+                        )
+                del checkpoint, tensors, held  # before the next is read
+            writer = TrajectoryWriter(run.trajectory_path, layout)
+            if frozen:
+                files.write_atomic(run.frozen_path, safetensors.torch.save(frozen))
+            for step in sorted(found):
+                checkpoint, tensors = tensors_of(found[step])
+                point = torch.cat([tensors[entry.name].to(dtype).flatten() for entry in layout.of("parameter")])
+                # loss and rate are not known: only weights were given
+                if writer.append(Row(step, point.numpy(), flat_buffers(layout, tensors), math.nan, math.nan)):
+                    writer.commit()
+                del checkpoint, tensors
+            writer.commit()
+            run.update(state="finished", ended=now(), notes=notes)
+        except BaseException as error:
+            _ended(run, error)
+            raise
     return notes
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Equal to the bit, NaN and all."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    return torch.equal(*(value.detach().reshape(-1).contiguous().view(torch.uint8) for value in (one, other)))
 
 
 # -- take up a run's objective ------------------------------------------------------------------------------------------
@@ -319,6 +344,17 @@ def task_of(run: Run, *, code: str | None = None, data: Path | None = None) -> T
             f"the data of {spec} differ from those of {run.folder} (fingerprint {task.data.fingerprint}, then {known}). Give the folder used then with --data."
         )
     return task
+
+
+def require_common_frozen(one: Site, other: Site) -> None:
+    """Raise UsageError, naming the first tensor that differs, where two sites hold other numbers in what does not move."""
+    first, second = (getattr(where.train.model, "frozen", {}) for where in (one, other))
+    for name, value in first.items():
+        if name not in second or not _same(value, second[name]):
+            raise UsageError(
+                f"{one.place} and {other.place} differ in {name!r}, which is frozen: no path among the trained parameters joins them. "
+                "Give two points with the same frozen tensors, or unfreeze this one in the model."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -378,8 +414,3 @@ def describe(where: Site, task: Task) -> dict[str, Any]:
         "versions": record["versions"],
         "made": now(),
     }
-
-
-def dump(value: Any) -> str:
-    """JSON for machines, on one line."""
-    return json.dumps(value, allow_nan=False)

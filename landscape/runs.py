@@ -21,6 +21,7 @@ import json
 import platform
 import re
 import subprocess
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,9 @@ class Run:
     def begin(self, kind: str, options: Mapping[str, Any], about: Mapping[str, Any]) -> bool:
         """Start the run, or go on with it; returns whether it is already finished.
 
-        Raises UsageError where the folder holds another run (the differing options named) or anything else: nothing is overwritten.
+        Where two processes may start at once, hold `files.exclusive(folder, lend=True)` around this and what is then written: else run.json can tell of
+        one and the trajectory come from the other.
+        Raises UsageError where the folder holds another run (the differing options named), a run on other data, or anything else: nothing is overwritten.
         """
         asked = json.loads(json.dumps(dict(options)))
         if self.record_path.exists():
@@ -118,6 +121,12 @@ class Run:
                 raise UsageError(
                     f"{self.folder} holds another run ({_differences(known['kind'], known['options'], kind, asked)}). "
                     "Choose another --out, or give the same options to go on with it."
+                )
+            then, here = known.get("fingerprint"), about.get("fingerprint")
+            if then and here and then != here:
+                raise UsageError(
+                    f"{self.folder} was made on other data (fingerprint {then} there, {here} now). "
+                    "Give the data used then to go on with it, or choose another --out."
                 )
             if known["state"] == "finished":
                 return True
@@ -171,8 +180,12 @@ class Run:
                 continue
         return None
 
-    def keep(self, kind: str, text: str) -> Path:
-        """Write an answer as results/KIND.json, or KIND-2.json, ... where that is taken: no answer replaces another."""
+    def keep(self, kind: str, text: str, *, replace: bool = False) -> Path:
+        """Write an answer as results/KIND.json, or KIND-2.json, ... where that is taken: no answer replaces another, unless `replace` says so."""
+        if replace:
+            path = self.results_path / f"{kind}.json"
+            files.write_atomic(path, text)
+            return path
         for number in itertools.count(1):
             path = self.results_path / (f"{kind}.json" if number == 1 else f"{kind}-{number}.json")
             with contextlib.suppress(FileExistsError):
@@ -191,15 +204,27 @@ class Place:
     def __str__(self) -> str:
         return f"{self.run.folder}@step={self.step}"
 
+    @property
+    def checksum(self) -> int:
+        """Of what is recorded here (point, buffers, tensors that do not move): a run made anew at the same path is another place."""
+        trajectory = self.run.trajectory()
+        crc = trajectory.checksum(trajectory.index(self.step))
+        return zlib.crc32(self.run.frozen_path.read_bytes(), crc) if self.run.frozen_path.exists() else crc
+
     def within(self, run: Run) -> str:
         """The place as an answer kept in `run` names it: a folder that is moved or written differently keeps its answers."""
         return f"step={self.step}" if self.run.folder.resolve() == run.folder.resolve() else str(self)
 
 
-def place(text: str, default: str = "last") -> Place:
-    """Read `RUN`, `RUN@last`, `RUN@init` or `RUN@step=500`. Raises UsageError where the run or the step is not there."""
+def place(text: str, at: str | None = None) -> Place:
+    """Read `RUN`, `RUN@last`, `RUN@init` or `RUN@step=500`; `at` is the part after @ where the text has none, by default last.
+
+    Raises UsageError where the run or the step is not there, or both tell a point.
+    """
     folder, _, selector = text.rpartition("@") if "@" in text and not Path(text).exists() else (text, "", "")
-    selector = selector or default
+    if selector and at is not None:
+        raise UsageError(f"{text} names a point, and --at {at} names one again. Give one of them.")
+    selector = selector or at or "last"
     run = Run.open(Path(folder))
     steps = run.trajectory().steps
     if not len(steps):

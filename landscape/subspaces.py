@@ -99,7 +99,8 @@ def random(origin: Tensor, dim: int, generator: torch.Generator, basis: Basis = 
     """A random d-dimensional subspace through `origin` (D,).
 
     basis: `gaussian` (rows of unit norm, the papers' choice and so the default), `haar` (orthonormal rows, uniform on the Grassmannian), `srht`
-    (two rounds of random signs and Hadamard transform: orthonormal where D is a power of two, no d x D storage), `sparse` (disjoint random
+    (Hadamard transform, random signs, Hadamard transform, of coordinates spread over random places with random signs: orthonormal where D is a power of two,
+    no d x D storage), `sparse` (disjoint random
     coordinates with random signs: exactly orthonormal, O(D) storage; hit laws drift slightly for axis-aligned targets).
 
     Raises UsageError where d is not in 1..D, or a dense basis would not fit.

@@ -82,11 +82,16 @@ _IMAGES: dict[str, object] = {"schedule": "cosine"}
 _RESNET20: dict[str, object] = _IMAGES | {"steps": 15_640, "lr": 0.1, "weight_decay": 5e-4, "warmup": 400}
 
 
-def _recipe(dataset: str, network: str) -> Mapping[str, object]:
+def _recipe(dataset: str, network: str, rows: int) -> Mapping[str, object]:
     changes: dict[str, object] = {}
     if dataset in datasets.NEEDS_FOLDER:
         changes = _RESNET20 | {"augment": _AUGMENTED.get(dataset, "")} if network == "resnet20" else _IMAGES
-    return MappingProxyType(_BASE | changes)
+    return _for_rows(_BASE | changes, rows)
+
+
+def _for_rows(recipe: dict[str, object], rows: int) -> Mapping[str, object]:
+    """The recipe for so many train rows: a default batch is no larger than they are. One that is asked for is refused there."""
+    return MappingProxyType(recipe | {"batch_size": min(int(str(recipe["batch_size"])), rows)})
 
 
 # He et al. 2016, section 4.2: shifts by up to 4 pixels and mirror images. A mirrored digit is another sign: no flip.
@@ -134,7 +139,7 @@ def find(
     width       multiplies the network's hidden sizes
     activation  None: relu, and tanh for regression
     norm        None: the network's own
-    data        the folder of the data files; None: the user's cache (see datasets.load)
+    data        the folder of the data files; None: the user's cache (see datasets.load). Refused, as is `download`, where the data set needs no files
     download    fetch missing data
     limit       keep this many train rows
 
@@ -151,6 +156,9 @@ def find(
             )
         return _from_code(spec, limit)
     dataset, network = _parse(spec)
+    if dataset not in datasets.NEEDS_FOLDER and (data is not None or download):
+        flag = "--data" if data is not None else "--download"
+        raise UsageError(f"{flag} would do nothing for {spec}: {dataset} needs no files. Leave it out, or name a task whose data lie in a folder.")
     activation = activation or _ACTIVATION.get(dataset, "relu")
     # the row's shape is settled by the name for all but imagefolder, so that a misfit is found before hours of fetching
     shape = datasets.ROW_SHAPES.get(dataset)
@@ -176,12 +184,12 @@ def find(
         "width": width,
         "activation": activation,
         "norm": norm or networks.own_norm(network),
-        "data": str(data.resolve()) if data is not None and dataset in datasets.NEEDS_FOLDER else None,
+        "data": str(data.resolve()) if data is not None else None,
         "limit": limit,
     }
     loss = "mse" if loaded.classes is None else "cross-entropy"
     description = f"{loaded.description}; {networks.NETWORKS[network]}"
-    return Task(spec, description, make, loaded, loss, _recipe(dataset, network), MappingProxyType(options))
+    return Task(spec, description, make, loaded, loss, _recipe(dataset, network, len(loaded.train)), MappingProxyType(options))
 
 
 def _parse(spec: str) -> tuple[str, str]:
@@ -254,7 +262,7 @@ def _from_code(spec: str, limit: int | None) -> Task:
         make,
         data,
         first.loss,
-        MappingProxyType(dict(_BASE)),
+        _for_rows(_BASE, len(data.train)),
         MappingProxyType(options),
     )
 

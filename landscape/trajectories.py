@@ -18,7 +18,6 @@ This file needs no torch: `landscape show` opens a run in a fraction of a second
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import json
 import math
 import os
@@ -78,14 +77,6 @@ class Layout:
     def buffer_size(self) -> int:
         """B."""
         return sum(entry.size for entry in self.of("buffer"))
-
-    def matching(self, pattern: str) -> tuple[Entry, ...]:
-        """Parameters whose name matches a glob such as `layer3.*`. Raises UsageError, listing names, where none does."""
-        found = tuple(entry for entry in self.of("parameter") if fnmatch.fnmatchcase(entry.name, pattern))
-        if not found:
-            names = ", ".join(entry.name for entry in self.of("parameter")[:12])
-            raise UsageError(f"no parameter matches {pattern!r}. The first names are: {names}.")
-        return found
 
     def to_json(self) -> str:
         """The layout as JSON text."""
@@ -157,6 +148,8 @@ class TrajectoryWriter:
 
     def append(self, row: Row) -> bool:
         """Buffer one row. Returns whether a segment's worth is waiting, so that the caller should commit."""
+        if not self._settled:
+            self._settle()  # a commit that failed may have reached the disk
         if row.step <= self.last_step:
             return False
         if self._pending and row.step <= self._pending[-1].step:
@@ -303,6 +296,16 @@ class Trajectory:
             index -= segment.rows
         place = index + sum(segment.rows for segment in self.segments[:number])
         return Row(int(self.steps[place]), point, buffers, float(self.losses[place]), float(self.rates[place]))
+
+    def checksum(self, index: int) -> int:
+        """crc32 of the bytes of one row, point and buffers: what tells it from the row of a run made anew."""
+        row = self.row(index)
+        return zlib.crc32(row.buffers.tobytes(), zlib.crc32(row.point.tobytes()))
+
+    @property
+    def identity(self) -> int:
+        """crc32 that stands for all committed rows. It depends on how they were cut into segments, too."""
+        return zlib.crc32(repr([segment.crc32 for segment in self.segments]).encode())
 
     def points(self, start: int = 0, stop: int | None = None, columns: slice = slice(None)) -> np.ndarray:
         """Points (stop - start, columns) in the stored dtype, both as numpy slices; only these bytes are read."""

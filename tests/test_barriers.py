@@ -242,8 +242,10 @@ def test_ends_at_chance_are_degenerate(pair):
     assert result.value("train", "error") == result.value("test", "loss") == 0
     assert result.degenerate
     assert result.chance == {"test": 0.75, "train": 0.75}
-    assert sum("at chance" in warning for warning in result.warnings) == 4
-    assert any("uniform guessing" in warning for warning in result.warnings)
+    assert [warning.split(":")[0] for warning in result.warnings] == ["At chance", "An end is no better than uniform guessing"]
+    for part in ("test error of the start", "test error of the end", "train error of the start", "train error of the end"):
+        assert part in result.warnings[0]  # a line for each cause, with the curves that have it
+    assert "test loss" in result.warnings[1] and "train loss" in result.warnings[1]
     assert "DEGENERATE" in result.summary()
 
 
@@ -265,7 +267,7 @@ def test_points_that_are_not_finite_are_masked_and_counted():
     assert result.value() == 0.25
     assert math.isnan(result.value(definition="integral"))
     assert not result.degenerate
-    assert any(warning.startswith("3 of 28 points") for warning in result.warnings)
+    assert any("3 of 28 points of the train loss" in warning for warning in result.warnings)
     undefined = barrier(endless, None, start, end)  # the end itself is not finite
     assert undefined.degenerate
     assert undefined.refined == 0
@@ -327,7 +329,7 @@ def test_recomputed_statistics_make_the_scaled_path_flat(kind):
 @pytest.mark.parametrize("kind", ["conv", "linear"])
 def test_averaged_statistics_have_5_where_4_is_right(kind):
     f, start, end, buffers = scaled_ends(kind)
-    result = barrier(f, f, start, end, **buffers)
+    result = barrier(f, f, start, end, bn="average", **buffers)
     flat = float(f(start))
     assert result.curves["test loss"][[0, -1]] == pytest.approx([flat, flat], rel=1e-9)
     # at 1/2 the layer deviates by 2 s and the averaged variance is 5 s^2: it hands on sqrt(4/5) of what it should
@@ -440,8 +442,13 @@ def test_without_batch_norm_no_policy_is_needed(norm):
 
 def test_one_set_of_statistics_for_both_ends_is_warned_of():
     f, start, end, buffers = scaled_ends("linear")
-    said = [" ".join(barrier(f, None, start, end, points=3, **given).warnings) for given in ({}, buffers)]
+    said = [" ".join(barrier(f, None, start, end, points=3, bn="average", **given).warnings) for given in ({}, buffers)]
     assert ["one set" in text for text in said] == [True, False]
+
+
+def test_statistics_are_recomputed_unless_asked_otherwise():
+    f, start, end, buffers = scaled_ends("linear")
+    assert barrier(f, None, start, end, points=3, **buffers).bn == "recompute"
 
 
 # -- the answer -------------------------------------------------------------------------------------------------------

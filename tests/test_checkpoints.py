@@ -786,7 +786,7 @@ def test_the_step_of_a_name(name: str, step: int | None) -> None:
         ("a.pt", {}, None),
         ("a.pt", {"epoch": 4}, 4),
         ("step_9.pt", {"epoch": 4}, 9),
-        ("step_9.pt", {"step": 12, "epoch": 4}, 12),
+        ("step_9.pt", {"step": 12, "epoch": 4}, 9),
         ("a.pt", {"iteration": 30}, 30),
         ("a.pt", {"step": -1}, None),
         ("a.pt", {"step": True}, None),
@@ -800,6 +800,7 @@ def test_the_step_of_a_file(name: str, beside: dict[str, Any], step: int | None,
     assert got.step == step
     if step == 4:
         assert any("counts epochs" in note for note in got.notes)
+    assert any("the entry 'step' says 12" in note for note in got.notes) == (beside.get("step") == 12)
 
 
 # ---- order ---------------------------------------------------------------------------------------------------------
@@ -832,6 +833,9 @@ def test_order_reads_a_file_whose_name_tells_nothing(tmp_path: Path) -> None:
     torch.save({"model": STATE, "step": 7}, tmp_path / "final.pt")
     (tmp_path / "step_3.pt").write_bytes(b"never opened")
     assert order([tmp_path / "final.pt", tmp_path / "step_3.pt"]) == [tmp_path / "step_3.pt", tmp_path / "final.pt"]
+    torch.save({"model": STATE, "step": 1}, tmp_path / "step_9.pt")  # the name first: as `read` has it
+    assert order([tmp_path / "step_9.pt", tmp_path / "final.pt"])[-1].name == "step_9.pt"
+    assert read(tmp_path / "step_9.pt").step == 9
     torch.save(STATE, tmp_path / "other.pt")
     assert order([tmp_path / "other.pt"]) == [tmp_path / "other.pt"]  # nothing to order
     with pytest.raises(UsageError, match=r"step of .*other\.pt cannot be told"):

@@ -170,6 +170,13 @@ def contents(folder: Path) -> dict[str, bytes]:
         (["train", "digits-mlp", "--out", "x", "--record-every", "²"], "'²'"),
         (["train", "digits-mlp", "--out", "x", "--evaluations", "0"], "--evaluations at least 1"),
         (["train", "digits-mlp", "--out", "x", "--commit-seconds", "0"], "--commit-seconds must be positive"),
+        (["train", "digits-mlp", "--out", "x", "--commit-seconds", "nan"], "got nan"),
+        (["train", "digits-mlp", "--out", "x", "--data", "."], "--data would do nothing for digits-mlp"),
+        (["train", "digits-mlp", "--out", "x", "--download"], "--download would do nothing for digits-mlp"),
+        (["import", "x.pt", "--task", "digits-mlp", "--out", "x", "--dtype", "float64"], "--dtype"),
+        (["import", "x.pt", "--task", "digits-mlp", "--out", "x", "--device", "cpu"], "--device"),
+        (["check", "digits-mlp", "--at", "init"], "--at is for a RUN"),
+        (["check", "digits-mlp", "--task", "x"], "--task is for a RUN"),
         (["train", "digits-mlp", "--out", "x", "--limit", "0"], "0"),
         (["train", "digits-mlp", "--out", "x", "--width", "nan"], "nan"),
         (["train", "nofile.py:make", "--out", "x"], "nofile.py"),
@@ -513,6 +520,7 @@ def test_a_second_writer_is_told_of_the_first(shell: Shell, spec: str) -> None:
     train = ["train", spec, *HERE, "--out", "x"]
     with files.exclusive(Path("x")):
         shell.refused(1, *train, says=(f"x is being written by process {os.getpid()}", "--out"))
+        assert not Path("x/run.json").exists()  # nor does it say what the run is
     assert shell(*train).code == 0
 
 
@@ -624,6 +632,108 @@ def test_the_same_question_is_answered_once_and_another_beside_it(
     assert shell(*ask, "3").out == second.out
 
 
+@pytest.mark.parametrize("name", ["--tolerance", "--span"])
+def test_numbers_that_are_none_are_refused(shell: Shell, made: Path, spec: str, name: str) -> None:
+    command = "spectrum" if name == "--tolerance" else "surface"
+    for value in ("nan", "inf", "-1"):
+        shell.refused(2, command, made, "--task", spec, f"{name}={value}", says=(name, value))
+
+
+def test_a_point_is_named_once(shell: Shell, made: Path, spec: str) -> None:
+    for command in ("spectrum", "surface", "check"):
+        shell.refused(2, command, f"{made}@init", "--at", "last", "--task", spec, says="--at last names one again")
+
+
+def asked(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text())["question"])
+
+
+def test_a_run_made_anew_is_measured_anew(shell: Shell, spec: str) -> None:
+    for seed in (0, 1):
+        assert shell("train", spec, *HERE, "--seed", seed, "--out", f"run-{seed}").code == 0
+    asks = (
+        ["barrier", "run-0", "run-1", "--points", "3", "--refine", "0", "--task", spec],
+        ["spectrum", "run-1", "--top", "1", "--task", spec],
+        ["surface", "run-1", "--side", "3", "--task", spec],
+    )
+    for ask in asks:
+        first, second = shell(*ask), shell(*ask)
+        assert ("answered before" in first.err, "answered before" in second.err) == (False, True)
+    answers = Path("answers")
+    shutil.move("run-1/results", answers)
+    shutil.rmtree("run-1")
+    assert shell("train", spec, *HERE, "--seed", "2", "--out", "run-1").code == 0
+    shutil.move(answers, "run-1/results")
+    for ask in asks:
+        assert "answered before" not in shell(*ask).err
+
+
+def test_a_surface_along_the_path_depends_on_all_of_it(shell: Shell, run: Path, spec: str) -> None:
+    ask = ["surface", f"{run}@step=0", "--side", "3", "--task", spec]
+    assert shell(*ask).code == 0
+    one = asked(run / "results" / "surface.json")
+    assert shell("train", spec, *HERE[:-4], "--record-every", "4", "--evaluations", "4", "--out", "other").code == 0
+    assert shell("surface", "other@step=0", "--side", "3", "--task", spec).code == 0
+    other = asked(Path("other/results/surface.json"))
+    assert {name for name in one if one[name] != other[name]} == {"path"}
+
+
+def test_a_check_is_made_anew_and_the_last_is_kept(shell: Shell, run: Path, spec: str) -> None:
+    path = run / "results" / "checkup.json"
+    for _ in range(2):
+        answer = shell("check", run, "--task", spec)
+        assert answer.code == 0
+        assert "answered before" not in answer.err
+    before = path.read_bytes()
+    assert shell("check", run, "--task", spec, "--at", "init").code == 0
+    assert path.read_bytes() != before
+    assert [path.name for path in run.glob("results/checkup*")] == ["checkup.json"]
+
+
+def test_the_dtype_of_a_command_stays_its_own(shell: Shell, run: Path, spec: str) -> None:
+    """Also where another common option is given; and the question names it."""
+    for argv, dtype in (([], "float64"), (["--seed", "1"], "float64"), (["--dtype", "float32"], "float32")):
+        assert shell("check", run, "--task", spec, *argv).code == 0
+        assert asked(run / "results" / "checkup.json")["dtype"] == dtype
+    assert shell("spectrum", run, "--task", spec, "--top", "1", "--seed", "1").code == 0
+    assert asked(run / "results" / "spectrum-2.json")["dtype"] == "float32"
+    assert Run(run).options["dtype"] == "float32"
+
+
+def test_a_default_batch_is_no_larger_than_the_rows(shell: Shell, spec: str) -> None:
+    answer = shell("train", spec, "--steps", "2", "--out", "x")
+    assert answer.code == 0, answer.err
+    assert Run(Path("x")).options["batch_size"] == 60
+    assert "all training rows" in Run(Path("x")).record()["notes"][0]
+    shell.refused(2, "train", spec, "--steps", "2", "--batch-size", "61", "--out", "y", says=("61", "60"))
+
+
+def test_the_barrier_of_the_command_line_has_the_policy_of_the_function(shell: Shell, run: Path, spec: str) -> None:
+    assert shell("barrier", f"{run}@init", run, "--points", "3", "--task", spec).code == 0
+    assert asked(run / "results" / "barrier.json")["bn"] == "recompute"
+
+
+FROZEN = """
+from problem import data
+from torch import nn
+
+def make():
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    model[0].weight.requires_grad_(False)
+    return model, "cross-entropy", data()
+"""
+
+
+def test_runs_with_other_frozen_tensors_have_no_barrier(shell: Shell) -> None:
+    Path("problem.py").write_text(PROBLEM)
+    Path("frozen.py").write_text(FROZEN)
+    for seed in (0, 1):
+        assert shell("train", "frozen.py:make", *HERE, "--seed", seed, "--out", f"run-{seed}").code == 0
+    barrier = ["barrier", "run-0", "run-1", "--task", "frozen.py:make"]
+    shell.refused(2, *barrier, says=("differ in '0.weight', which is frozen", "run-0", "run-1"))
+    assert shell("barrier", "run-0@init", "run-0", "--task", "frozen.py:make").code == 0
+
+
 # -- what machines read -----------------------------------------------------------------------------------------------
 
 
@@ -637,6 +747,8 @@ def test_json_is_one_line_on_stdout(shell: Shell, run: Path, spec: str) -> None:
         ["spectrum", run, "--task", spec, "--top", "1", "--density", "--json"],
         ["check", run, "--task", spec, "--json"],
         ["check", spec, "--json"],
+        ["report", run, "--json"],
+        ["plot", run, "curve.svg", "--json"],
     ):
         answer = shell(*argv)
         assert answer.code == 0, answer.err

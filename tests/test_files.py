@@ -265,3 +265,55 @@ def test_the_lock_is_released_also_after_an_error(tmp_path: Path) -> None:
         files.exclusive(tmp_path),
     ):
         pytest.fail("two writers")
+
+
+def test_a_lent_folder_is_taken_by_one_at_a_time_within(tmp_path: Path) -> None:
+    with files.exclusive(tmp_path, lend=True):
+        for _ in range(2):
+            with (
+                files.exclusive(tmp_path),
+                pytest.raises(LandscapeError, match="is being written by"),
+                files.exclusive(tmp_path),
+            ):
+                pytest.fail("two writers")
+        with pytest.raises(LandscapeError, match=f"process {os.getpid()} "):
+            subprocess_exclusive(tmp_path)
+    with files.exclusive(tmp_path), pytest.raises(LandscapeError), files.exclusive(tmp_path):
+        pytest.fail("the loan outlived the lender")
+
+
+def subprocess_exclusive(folder: Path) -> None:
+    """Ask for the folder from another process; LandscapeError where it is refused."""
+    done = subprocess.run([sys.executable, "-c", HOLD, str(folder)], input=b"", capture_output=True)
+    if done.returncode:
+        raise LandscapeError(done.stderr.decode().splitlines()[-1])
+
+
+def test_a_lock_file_that_was_removed_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening and locking, the holder before took its folder back: the lock is then on a file that no one else sees."""
+    flock, left = files.fcntl.flock, 1
+
+    def late(*args: Any) -> None:
+        nonlocal left
+        if left:
+            left -= 1
+            (tmp_path / ".lock").unlink()
+        flock(*args)
+
+    monkeypatch.setattr(files.fcntl, "flock", late)
+    with files.exclusive(tmp_path):
+        assert f"process {os.getpid()} " in (tmp_path / ".lock").read_text()
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+def test_a_new_file_needs_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    fail(monkeypatch, "link", OSError(code, os.strerror(code)))
+    path = tmp_path / "spectrum.json"
+    files.write_atomic(path, "first", new=True)
+    with pytest.raises(FileExistsError):
+        files.write_atomic(path, "second", new=True)
+    assert path.read_text() == "first"
+    fail(monkeypatch, "replace", OSError(errno.ENOSPC, "full"))
+    with pytest.raises(OSError, match="full"):
+        files.write_atomic(tmp_path / "other.json", "x", new=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["spectrum.json"]

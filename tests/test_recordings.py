@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -358,6 +359,46 @@ def test_a_finished_run_returns_at_once(problem: str, tmp_path: Path) -> None:
         assert path.read_bytes() == content
 
 
+def test_a_failed_write_is_told_in_run_json(problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, write = run_of(tmp_path / "run", problem), files.write_atomic
+
+    def full(path: Path, *args: Any, **keywords: Any) -> None:
+        if path.name.startswith("segment"):
+            raise OSError(28, "No space left on device", str(path))
+        write(path, *args, **keywords)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(files, "write_atomic", full)
+        with pytest.raises(OSError):
+            list(steps(run, problem))
+    assert run.record()["state"] == "failed"
+    assert list(steps(run, problem))[-1].step == 40
+    assert run.record()["state"] == "finished"
+
+
+def test_a_run_on_other_data_does_not_go_on(problem: str, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.begin("train", {"task": problem}, {"fingerprint": "then"})
+    assert not run.begin("train", {"task": problem}, {"fingerprint": "then"})
+    with pytest.raises(UsageError, match=r"other data \(fingerprint then there, now now\)"):
+        run.begin("train", {"task": problem}, {"fingerprint": "now"})
+
+
+def test_a_place_knows_what_stands_there(problem: str, tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", problem)
+    list(steps(run, problem))
+    sums = {step: place(f"{run.folder}@step={step}").checksum for step in (0, 4, 40)}
+    assert len(set(sums.values())) == 3
+    assert place(str(run.folder), "init").checksum == sums[0]
+    shutil.rmtree(run.folder)
+    run_of(run.folder, problem)
+    list(steps(run, problem, Recipe(steps=40, lr=0.04, batch_size=16)))
+    assert place(f"{run.folder}@step=0").checksum == sums[0]
+    assert place(f"{run.folder}@step=40").checksum != sums[40]
+    with pytest.raises(UsageError, match="--at last names one again"):
+        place(f"{run.folder}@init", "last")
+
+
 def test_two_writers_are_refused(problem: str, tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", problem)
     first = steps(run, problem)
@@ -584,13 +625,76 @@ def test_weights_in_float64_are_imported_whole(tmp_path: Path) -> None:
 def test_one_bad_checkpoint_among_many_writes_nothing(foreign: str, tmp_path: Path) -> None:
     task = tasks.find(foreign)
     for step in (1, 2):
-        torch.save(trained(task, step).state_dict(), tmp_path / f"step_{step}.pt")
-    broken = trained(task, 3).state_dict()
+        torch.save(with_table(task, step).state_dict(), tmp_path / f"step_{step}.pt")
+    broken = with_table(task, 3).state_dict()
     broken["head.bias"][0] = math.nan
     torch.save(broken, tmp_path / "step_3.pt")
     with pytest.raises(LandscapeError, match=r"step_3\.pt: 'head\.bias' has 1 of 2 values that are NaN"):
         import_into(tmp_path / "run", foreign, task, sorted(tmp_path.glob("*.pt")))
     assert not (tmp_path / "run" / "trajectory").exists()
+    assert Run(tmp_path / "run").record()["state"] == "failed"
+
+
+def with_table(task: tasks.Task, seed: int) -> nn.Module:
+    """Trained, but with the frozen table of all the others."""
+    module = trained(task, seed)
+    module.table.weight.copy_(task.make(0).table.weight)
+    return module
+
+
+def test_checkpoints_with_different_frozen_tensors_are_refused(foreign: str, tmp_path: Path) -> None:
+    task = tasks.find(foreign)
+    for step in (1, 2):
+        torch.save(trained(task, step).state_dict(), tmp_path / f"step_{step}.pt")
+    with pytest.raises(UsageError, match=r"step_2\.pt and .*step_1\.pt differ in 'table\.weight'"):
+        import_into(tmp_path / "run", foreign, task, sorted(tmp_path.glob("*.pt")))
+    assert not (tmp_path / "run" / "trajectory").exists()
+
+
+def test_sites_with_different_frozen_tensors_have_no_path(foreign: str, tmp_path: Path) -> None:
+    task = tasks.find(foreign)
+    sites = []
+    for step in (1, 2):
+        torch.save(trained(task, step).state_dict(), tmp_path / f"step_{step}.pt")
+        run = import_into(tmp_path / f"run-{step}", foreign, task, [tmp_path / f"step_{step}.pt"])
+        sites.append(recordings.site(place(str(run.folder)), task, device=CPU, dtype=torch.float32))
+    recordings.require_common_frozen(sites[0], sites[0])
+    with pytest.raises(UsageError, match=r"differ in 'table\.weight', which is frozen"):
+        recordings.require_common_frozen(*sites)
+
+
+def test_an_import_lets_go_of_each_checkpoint(foreign: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read to be checked, and read again to be written: only the one at hand is alive."""
+    task, read, known, most = tasks.find(foreign), recordings.checkpoints.read, [], 0
+    for step in range(6):
+        torch.save(with_table(task, step).state_dict(), tmp_path / f"step_{step}.pt")
+
+    def counted(path: Path) -> Any:
+        nonlocal most
+        made = read(path)
+        known.append(weakref.ref(made))
+        most = max(most, sum(one() is not None for one in known))
+        return made
+
+    monkeypatch.setattr(recordings.checkpoints, "read", counted)
+    # what is matched is copied: it is the copies that must not pile up
+    match, copies = recordings.checkpoints.match, []
+
+    def matched(*args: Any, **keywords: Any) -> Any:
+        nonlocal most
+        made = match(*args, **keywords)
+        copies.append(weakref.ref(made["head.weight"]))
+        most = max(most, sum(one() is not None for one in copies))
+        return made
+
+    monkeypatch.setattr(recordings.checkpoints, "match", matched)
+    first = recordings.TrajectoryWriter.append
+    seen: list[int] = []
+    monkeypatch.setattr(recordings.TrajectoryWriter, "append", lambda writer, row: (seen.append(len(known)), first(writer, row))[1])
+    run = import_into(tmp_path / "run", foreign, task, sorted(tmp_path.glob("*.pt")))
+    assert run.trajectory().steps.tolist() == list(range(6))
+    assert seen[0] == 7  # all were read before the first row was written
+    assert most == 1
 
 
 # -- taking a run up --------------------------------------------------------------------------------------------------

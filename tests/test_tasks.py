@@ -357,3 +357,23 @@ def test_bad_names_and_options(user, tmp_path):
     for options in ({"width": 2}, {"activation": "tanh"}, {"norm": "none"}, {"data": tmp_path}, {"download": True}):
         with pytest.raises(UsageError, match=f"--{next(iter(options))} would do nothing"):
             find(spec, **options)
+
+
+@pytest.mark.parametrize(
+    ("made", "kept"),
+    [
+        ("y.bool()", torch.int64),
+        ("y.int()", torch.int64),
+        ("y.float()", torch.float32),
+        ("y.double()", torch.float64),
+    ],
+)
+def test_targets_of_every_kind_reach_a_loss_that_does_not_classify(tmp_path, made, kept):
+    (tmp_path / "own.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        f"def make():\n    x = torch.ones(8, 3)\n    y = torch.tensor([[0], [1]] * 4)\n    return nn.Linear(3, 1), nn.BCEWithLogitsLoss(), (x, {made})\n"
+    )
+    task = find(f"{tmp_path / 'own.py'}:make")
+    assert task.data.train.targets.dtype == kept
+    assert task.data.train.targets.flatten().tolist() == [0, 1] * 4
+    assert task.data.classes is None
