@@ -22,7 +22,9 @@ class History(Result):
     task: str
     state: str  # finished, interrupted, failed or running
     recorded: int  # T, recorded points
-    columns: dict[str, np.ndarray]  # step, lr, train_loss, test_loss, train_accuracy, test_accuracy: (evaluations,) each
+    columns: dict[
+        str, np.ndarray
+    ]  # step, lr, train_loss, test_loss, train_accuracy, test_accuracy: (evaluations,) each
 
     def summary(self) -> str:
         """See Result."""
@@ -36,7 +38,9 @@ class History(Result):
 
     def caption(self) -> str:
         """See Result."""
-        return "Loss and accuracy over all train and test rows, measured while descending (the model in evaluation mode)."
+        return (
+            "Loss and accuracy over all train and test rows, measured while descending (the model in evaluation mode)."
+        )
 
     def panels(self) -> tuple[str, ...]:
         """See Result."""
@@ -52,7 +56,15 @@ class History(Result):
             return
         scale = 100 if name == "accuracy" else 1
         for split, colour, dash in (("train", BLUE, "--"), ("test", VERMILION, "-")):
-            ax.plot(self.columns["step"], scale * self.columns[f"{split}_{name}"], dash, color=colour, marker=".", markersize=4, label=split)
+            ax.plot(
+                self.columns["step"],
+                scale * self.columns[f"{split}_{name}"],
+                dash,
+                color=colour,
+                marker=".",
+                markersize=4,
+                label=split,
+            )
         ax.set_xlabel("step")
         ax.set_ylabel("accuracy (%)" if name == "accuracy" else "loss")
         if name == "loss":
@@ -70,7 +82,14 @@ class History(Result):
         for split, colour, dash in (("train", BLUE, "dash"), ("test", VERMILION, "solid")):
             if self.columns:
                 text = [f"accuracy {100 * value:.2f}%" for value in self.columns[f"{split}_accuracy"]]
-                figure.add_scatter(x=self.columns["step"], y=self.columns[f"{split}_loss"], text=text, mode="lines+markers", line={"color": colour, "dash": dash}, name=f"{split} loss")
+                figure.add_scatter(
+                    x=self.columns["step"],
+                    y=self.columns[f"{split}_loss"],
+                    text=text,
+                    mode="lines+markers",
+                    line={"color": colour, "dash": dash},
+                    name=f"{split} loss",
+                )
         interactive(figure, x="step", y="loss")
         figure.update_yaxes(type="log")
         return figure
@@ -83,5 +102,15 @@ def history(run: Run) -> History:
     recorded = len(run.trajectory()) if (run.trajectory_path / "layout.json").exists() else 0
     notes = []
     if record["state"] in ("interrupted", "failed"):
-        notes.append(f"the run {'failed' if record['state'] == 'failed' else 'was interrupted'}; the same {record['kind']} command goes on with it.")
-    return History(question={}, provenance={}, warnings=tuple(notes), task=str(record["options"]["task"]), state=str(record["state"]), recorded=recorded, columns=columns)
+        notes.append(
+            f"the run {'failed' if record['state'] == 'failed' else 'was interrupted'}; the same {record['kind']} command goes on with it."
+        )
+    return History(
+        question={},
+        provenance={},
+        warnings=tuple(notes),
+        task=str(record["options"]["task"]),
+        state=str(record["state"]),
+        recorded=recorded,
+        columns=columns,
+    )

@@ -50,10 +50,14 @@ def report(run: Run) -> str:
     ]
     if warnings:
         items = "".join(f"<li><b>{_text(kind)}</b>: {_text(warning)}</li>" for kind, warning in warnings)
-        parts.append(f'<section class="warnings"><h2>{len(warnings)} warning{"s" * (len(warnings) > 1)}</h2><ul>{items}</ul></section>')
+        parts.append(
+            f'<section class="warnings"><h2>{len(warnings)} warning{"s" * (len(warnings) > 1)}</h2><ul>{items}</ul></section>'
+        )
     else:
         parts.append('<p class="soft">No analysis raised a warning.</p>')
-    parts.append('<ul class="found">' + "".join(f"<li>{_text(answer.summary())}</li>" for _, answer in answers) + "</ul>")
+    parts.append(
+        '<ul class="found">' + "".join(f"<li>{_text(answer.summary())}</li>" for _, answer in answers) + "</ul>"
+    )
     parts += [_section(number, path, answer) for number, (path, answer) in enumerate(answers)]
     parts.append("<h2>What this run was</h2>" + _table(record))
     return page(title, parts)
@@ -72,7 +76,9 @@ def live(result: Result, name: str) -> str:
     """The interactive picture of a result as HTML."""
     figure = json.loads(result.figure().to_json())
     # "</script" would end the script, and "<!--<script" would keep it from ending: no "<" at all
-    data = json.dumps([figure["data"], figure["layout"], {"responsive": True, "displaylogo": False}]).replace("<", "\\u003c")
+    data = json.dumps([figure["data"], figure["layout"], {"responsive": True, "displaylogo": False}]).replace(
+        "<", "\\u003c"
+    )
     return (
         f'<div class="live" id="{name}" role="img" aria-label="{_text(result.summary())}"></div>'
         f'<script>Plotly.newPlot("{name}", ...{data});</script>'
@@ -92,14 +98,19 @@ def _section(number: int, path: Path | None, answer: Result) -> str:
         ]
     else:
         parts.append(table)
-    parts.append(f"<details><summary>What these numbers depend on</summary>{_table({**answer.question, **answer.provenance})}</details></section>")
+    parts.append(
+        f"<details><summary>What these numbers depend on</summary>{_table({**answer.question, **answer.provenance})}</details></section>"
+    )
     return "".join(parts)
 
 
 def _grid(rows: Sequence[Sequence[str]]) -> str:
     if not rows:
         return ""
-    head, *body = ("".join(f"<{'td' if place else 'th'}>{_text(cell)}</{'td' if place else 'th'}>" for cell in row) for place, row in enumerate(rows))
+    head, *body = (
+        "".join(f"<{'td' if place else 'th'}>{_text(cell)}</{'td' if place else 'th'}>" for cell in row)
+        for place, row in enumerate(rows)
+    )
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in body)}</table>"
 
 

@@ -110,7 +110,10 @@ class Spectrum(Result):
     def table(self) -> list[tuple[str, ...]]:
         """See Result."""
         rows = zip(self.values, self.residuals, self.converged, strict=True)
-        numbered = [(str(i), f"{value:.9g}", f"{residual:.1e}", "yes" if done else "no") for i, (value, residual, done) in enumerate(rows, 1)]
+        numbered = [
+            (str(i), f"{value:.9g}", f"{residual:.1e}", "yes" if done else "no")
+            for i, (value, residual, done) in enumerate(rows, 1)
+        ]
         return [("number", "eigenvalue", "residual", "converged"), *numbered]
 
     def panels(self) -> tuple[str, ...]:
@@ -126,9 +129,24 @@ class Spectrum(Result):
         panel = panel or self.panels()[0]
         if panel == "density":
             floor = self._floor()
-            ax.fill_between(self.grid, np.maximum(self.density - 2 * self.density_error, floor), np.maximum(self.density + 2 * self.density_error, floor), color=BLUE, alpha=0.25, linewidth=0)
+            ax.fill_between(
+                self.grid,
+                np.maximum(self.density - 2 * self.density_error, floor),
+                np.maximum(self.density + 2 * self.density_error, floor),
+                color=BLUE,
+                alpha=0.25,
+                linewidth=0,
+            )
             ax.plot(self.grid, np.maximum(self.density, floor), color=BLUE)
-            ax.plot(self.values, np.full(len(self.values), floor * 1.6), "|", color=VERMILION, markersize=9, markeredgewidth=1.4, label=f"the {len(self.values)} eigenvalues computed one by one")
+            ax.plot(
+                self.values,
+                np.full(len(self.values), floor * 1.6),
+                "|",
+                color=VERMILION,
+                markersize=9,
+                markeredgewidth=1.4,
+                label=f"the {len(self.values)} eigenvalues computed one by one",
+            )
             ax.set_yscale("log")
             if np.isfinite(floor) and np.isfinite(self.density).any():
                 ax.set_ylim(floor, np.nanmax(self.density) * 4)
@@ -139,7 +157,17 @@ class Spectrum(Result):
             ax.set_title(f"Spectral density of the {NAMES[self.operator]}", loc="left")
         else:
             place = np.arange(1, len(self.values) + 1)
-            ax.errorbar(place, self.values, yerr=self.residuals, fmt="o-", color=BLUE, markersize=4, linewidth=1, capsize=2, label="eigenvalue ± residual")
+            ax.errorbar(
+                place,
+                self.values,
+                yerr=self.residuals,
+                fmt="o-",
+                color=BLUE,
+                markersize=4,
+                linewidth=1,
+                capsize=2,
+                label="eigenvalue ± residual",
+            )
             for x, value in zip(place[~self.converged], self.values[~self.converged], strict=True):
                 ax.plot(x, value, "x", color=VERMILION, markersize=9)
             ax.axhline(0, color=GREY, linewidth=0.6, zorder=0)
@@ -158,15 +186,44 @@ class Spectrum(Result):
         figure = go.Figure()
         if not self.has_density:
             bars = {"type": "data", "array": self.residuals}
-            figure.add_scatter(x=np.arange(1, len(self.values) + 1), y=self.values, error_y=bars, mode="lines+markers", line_color=BLUE, name="eigenvalue ± residual")
+            figure.add_scatter(
+                x=np.arange(1, len(self.values) + 1),
+                y=self.values,
+                error_y=bars,
+                mode="lines+markers",
+                line_color=BLUE,
+                name="eigenvalue ± residual",
+            )
             return interactive(figure, x="number, as ordered", y="eigenvalue")
         floor = self._floor()
         high, low = (np.maximum(self.density + sign * 2 * self.density_error, floor) for sign in (1, -1))
         figure.add_scatter(x=self.grid, y=high, mode="lines", line_width=0, hoverinfo="skip", showlegend=False)
-        figure.add_scatter(x=self.grid, y=low, mode="lines", line_width=0, fill="tonexty", fillcolor="rgba(0,114,178,.25)", hoverinfo="skip", name="± 2 standard errors")
-        figure.add_scatter(x=self.grid, y=np.maximum(self.density, floor), mode="lines", line_color=BLUE, name="density")
-        text = [f"λ<sub>{i + 1}</sub> = {value:.6g}<br>residual {residual:.1e}" for i, (value, residual) in enumerate(zip(self.values, self.residuals, strict=True))]
-        figure.add_scatter(x=self.values, y=np.full(len(self.values), floor * 1.5), mode="markers", marker={"symbol": "line-ns-open", "size": 14, "color": VERMILION, "line": {"width": 2}}, text=text, hoverinfo="text", name="eigenvalues one by one")
+        figure.add_scatter(
+            x=self.grid,
+            y=low,
+            mode="lines",
+            line_width=0,
+            fill="tonexty",
+            fillcolor="rgba(0,114,178,.25)",
+            hoverinfo="skip",
+            name="± 2 standard errors",
+        )
+        figure.add_scatter(
+            x=self.grid, y=np.maximum(self.density, floor), mode="lines", line_color=BLUE, name="density"
+        )
+        text = [
+            f"λ<sub>{i + 1}</sub> = {value:.6g}<br>residual {residual:.1e}"
+            for i, (value, residual) in enumerate(zip(self.values, self.residuals, strict=True))
+        ]
+        figure.add_scatter(
+            x=self.values,
+            y=np.full(len(self.values), floor * 1.5),
+            mode="markers",
+            marker={"symbol": "line-ns-open", "size": 14, "color": VERMILION, "line": {"width": 2}},
+            text=text,
+            hoverinfo="text",
+            name="eigenvalues one by one",
+        )
         interactive(figure, x="eigenvalue", y="density")
         figure.update_yaxes(type="log")
         if np.isfinite(floor) and np.isfinite(self.density).any():
@@ -205,28 +262,43 @@ def spectrum(
         raise UsageError(f"a density with error bars needs at least 2 probes and 2 steps; got {probes} and {steps}.")
     require_finite(z, "the point")
     matrix = f.hessian(z) if operator == "hessian" else f.gauss_newton(z)
-    pairs = eigenpairs(matrix, top, generator=generator(seed, "lanczos"), which=which, tolerance=tolerance, steps=max_products)
+    pairs = eigenpairs(
+        matrix, top, generator=generator(seed, "lanczos"), which=which, tolerance=tolerance, steps=max_products
+    )
     notes = []
     if not pairs.converged.all():
-        notes.append(f"{int((~pairs.converged).sum())} of {len(pairs.values)} eigenvalues did not reach the tolerance {tolerance:g} in {pairs.products} products: raise --max-products.")
+        notes.append(
+            f"{int((~pairs.converged).sum())} of {len(pairs.values)} eigenvalues did not reach the tolerance {tolerance:g} in {pairs.products} products: raise --max-products."
+        )
     if top > f.dim:
         notes.append(f"asked for {top} eigenvalues of a {f.dim}-dimensional matrix: all {f.dim} are given.")
     asymmetry = matrix.asymmetry(generator(seed, "symmetry"))
     # products agree to rounding times the depth of the sums; a hundredfold is no rounding
     if asymmetry > 1e4 * float(np.finfo(str(f.dtype).removeprefix("torch.")).eps):
-        notes.append(f"products are not symmetric (relative difference {asymmetry:.1e}): the loss is not twice differentiable here, or the data differ between passes.")
+        notes.append(
+            f"products are not symmetric (relative difference {asymmetry:.1e}): the loss is not twice differentiable here, or the data differ between passes."
+        )
     loss, gradient = f.value_and_gradient(z)
     answer, products = None, pairs.products
     if density:
-        rule = quadrature(matrix, probes=probes, steps=steps, generators=[generator(seed, "probe", p) for p in range(probes)])
+        rule = quadrature(
+            matrix, probes=probes, steps=steps, generators=[generator(seed, "probe", p) for p in range(probes)]
+        )
         products += rule.products
-        answer = _density(rule.nodes, rule.weights, pairs.values, 100 * float(np.finfo(str(f.dtype).removeprefix("torch.")).eps))
+        answer = _density(
+            rule.nodes, rule.weights, pairs.values, 100 * float(np.finfo(str(f.dtype).removeprefix("torch.")).eps)
+        )
     if answer is not None and abs(answer.mass - 1) > 0.01:
         notes.append(f"the smooth density has mass {answer.mass:.3f}, not 1: its grid misses some of the spectrum.")
     empty = np.empty(0)
     return Spectrum(
         question={},
-        provenance={"seed": seed, "dtype": str(f.dtype).removeprefix("torch."), "device": f.device.type, "norm": f.norm},
+        provenance={
+            "seed": seed,
+            "dtype": str(f.dtype).removeprefix("torch."),
+            "device": f.device.type,
+            "norm": f.norm,
+        },
         warnings=tuple(notes),
         operator=operator,
         dim=f.dim,
@@ -260,7 +332,9 @@ def _density(nodes: np.ndarray, weights: np.ndarray, known: np.ndarray, precisio
     # a 1/200 of the range: as fine as a page shows; the nodes are stored for whoever wants another
     width = span / 200
     grid = np.linspace(low - 5 * width, high + 5 * width, 2001)
-    bumps = np.exp(-0.5 * ((grid[:, None, None] - np.nan_to_num(nodes, nan=np.inf)) / width) ** 2) / (width * np.sqrt(2 * np.pi))
+    bumps = np.exp(-0.5 * ((grid[:, None, None] - np.nan_to_num(nodes, nan=np.inf)) / width) ** 2) / (
+        width * np.sqrt(2 * np.pi)
+    )
     curves = np.einsum("gpm,pm->pg", bumps, weights)
     filled = np.nan_to_num(nodes)
     zero = precision * max(abs(low), abs(high))
@@ -270,7 +344,18 @@ def _density(nodes: np.ndarray, weights: np.ndarray, known: np.ndarray, precisio
     below_error += float(np.take_along_axis(weights, nearest[:, None], axis=1).mean())
     means = np.sum(weights * filled, axis=1)
     mean_curve, error_curve = _mean(curves)
-    return Density(nodes, weights, grid, mean_curve, error_curve, width, float(np.trapezoid(mean_curve, grid)), tuple(map(float, _mean(means))), zero, (below, below_error))  # type: ignore[arg-type]
+    return Density(
+        nodes,
+        weights,
+        grid,
+        mean_curve,
+        error_curve,
+        width,
+        float(np.trapezoid(mean_curve, grid)),
+        tuple(map(float, _mean(means))),
+        zero,
+        (below, below_error),
+    )  # type: ignore[arg-type]
 
 
 def _mean(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -280,4 +365,3 @@ def _mean(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _with_error(value: float, error: float) -> str:
     return f"{value:.4g} ± {error:.2g}"
-

@@ -26,7 +26,10 @@ CYCLE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 SEQUENTIAL = "viridis"
 GREY = "#8a8a8a"
 FORMATS = ("svg", "pdf", "png")
-PANEL_INCHES = (4.6, 3.4)  # two panels side by side fill a page's width (6.75 in) after scaling by 3/4: type stays above 6 pt
+PANEL_INCHES = (
+    4.6,
+    3.4,
+)  # two panels side by side fill a page's width (6.75 in) after scaling by 3/4: type stays above 6 pt
 
 
 @contextlib.contextmanager
@@ -64,7 +67,9 @@ def sheet(result: Result) -> Sheet:
 
     panels = result.panels()
     if not panels:
-        raise UsageError(f"the answer of kind {result.kind!r} is a table and has no picture. Read it in the report, or with --json.")
+        raise UsageError(
+            f"the answer of kind {result.kind!r} is a table and has no picture. Read it in the report, or with --json."
+        )
     width, height = PANEL_INCHES
     figure = Sheet(figsize=(width * len(panels), height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -117,5 +122,16 @@ def hatch_missing(ax: Axes, x: Any, y: Any, values: Any) -> int:
     if len(bad):
         dx, dy = (x[1] - x[0], y[1] - y[0])
         for row, column in bad:
-            ax.add_patch(Rectangle((x[column] - dx / 2, y[row] - dy / 2), dx, dy, hatch="////", fill=True, facecolor="#dddddd", edgecolor=GREY, linewidth=0))
+            ax.add_patch(
+                Rectangle(
+                    (x[column] - dx / 2, y[row] - dy / 2),
+                    dx,
+                    dy,
+                    hatch="////",
+                    fill=True,
+                    facecolor="#dddddd",
+                    edgecolor=GREY,
+                    linewidth=0,
+                )
+            )
     return len(bad)

@@ -40,7 +40,9 @@ def problem(name: str, rows: int | None = None) -> tuple[nn.Module, Rows]:
     count, shape = ROWS[name]
     torch.manual_seed(0)
     count = rows or count
-    return networks.build(name, inputs=shape, outputs=10), Rows(torch.randn(count, *shape), torch.randint(0, 10, (count,)))
+    return networks.build(name, inputs=shape, outputs=10), Rows(
+        torch.randn(count, *shape), torch.randint(0, 10, (count,))
+    )
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -50,7 +52,9 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def compare(label: str, ours: Callable[[], object], theirs: Callable[[], object], rounds: int, per: int, unit: str, allowed: str) -> None:
+def compare(
+    label: str, ours: Callable[[], object], theirs: Callable[[], object], rounds: int, per: int, unit: str, allowed: str
+) -> None:
     """Time both in turn; print medians per unit of work and the median ratio."""
     ours(), theirs()  # warm-up
     pairs = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
@@ -88,8 +92,8 @@ def a(rounds: int) -> None:
         f, point = Objective.of(module, "cross-entropy", rows)
         compare(
             f"(a) step of {name}, batch 128: descend | plain loop",
-            lambda: exhaust(f, point, steps, 128),  # noqa: B023
-            lambda: plain_loop(module, rows, steps, 128),  # noqa: B023
+            lambda: exhaust(f, point, steps, 128),
+            lambda: plain_loop(module, rows, steps, 128),
             rounds, steps, "step", "at most 1.15",
         )  # fmt: skip
 
@@ -108,7 +112,13 @@ def b(rounds: int) -> None:
                 writer.commit()  # the worst case: each row durable by itself
 
     compare(
-        f"(b) step of resnet20, every one recorded (D = {f.dim:,}) | not", recording, lambda: exhaust(f, point, steps, 128), rounds, steps, "step", "at most 1.20"
+        f"(b) step of resnet20, every one recorded (D = {f.dim:,}) | not",
+        recording,
+        lambda: exhaust(f, point, steps, 128),
+        rounds,
+        steps,
+        "step",
+        "at most 1.20",
     )
 
 
@@ -126,7 +136,15 @@ def c(rounds: int) -> None:
             plain_loop(module, rows, steps, batch)
 
     for label, seed in (("each member its own batches", list(range(32))), ("batches shared", 0)):
-        compare(f"(c) 32 seeds of digits-mlp, {label}: ensemble | loop", lambda: exhaust(f, starts, steps, batch, seed), plain, rounds, steps, "step", "at most 0.25")  # noqa: B023
+        compare(
+            f"(c) 32 seeds of digits-mlp, {label}: ensemble | loop",
+            lambda: exhaust(f, starts, steps, batch, seed),
+            plain,
+            rounds,
+            steps,
+            "step",
+            "at most 0.25",
+        )
 
 
 GRAM = """
@@ -167,7 +185,15 @@ def e(rounds: int) -> None:
         f, point = Objective.of(module, "cross-entropy", rows)
         vector = torch.randn(f.dim)
         for label, matrix in (("Hessian", f.hessian(point)), ("Gauss-Newton", f.gauss_newton(point))):
-            compare(f"(e) {label} product of {name} | gradient", lambda: matrix @ vector, lambda: f.gradient(point), rounds, 1, "product", "at most 2.5")  # noqa: B023
+            compare(
+                f"(e) {label} product of {name} | gradient",
+                lambda: matrix @ vector,
+                lambda: f.gradient(point),
+                rounds,
+                1,
+                "product",
+                "at most 2.5",
+            )
 
 
 def main() -> None:
@@ -179,7 +205,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    print(f"torch {torch.__version__}, {chosen.threads} threads, median of {chosen.rounds} interleaved rounds; ours | theirs")
+    print(
+        f"torch {torch.__version__}, {chosen.threads} threads, median of {chosen.rounds} interleaved rounds; ours | theirs"
+    )
     for name in chosen.parts or parts:
         parts[name](chosen.rounds)
 

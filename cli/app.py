@@ -17,7 +17,7 @@ import cyclopts
 import yaml
 
 from landscape.cli import looking, making, measuring
-from landscape.errors import LandscapeError, UsageError, unknown
+from landscape.errors import LandscapeError, UsageError, unknown, users_lines
 
 
 def _version() -> str:
@@ -74,29 +74,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return _complain(str(describe_failure(error)), LandscapeError.exit_code)
     except MemoryError:
-        return _complain("not enough memory. Use fewer rows (--rows), fewer eigenvalues, or float32.", LandscapeError.exit_code)
+        return _complain(
+            "not enough memory. Use fewer rows (--rows), fewer eigenvalues, or float32.", LandscapeError.exit_code
+        )
     except Exception as error:
         if isinstance(error, RuntimeError) and ("out of memory" in str(error) or "can't allocate memory" in str(error)):
-            return _complain(f"not enough memory ({str(error).splitlines()[0]}). Use fewer rows (--rows), fewer eigenvalues, or float32.", LandscapeError.exit_code)
-        if not (lines := _theirs(error)):
+            return _complain(
+                f"not enough memory ({str(error).splitlines()[0]}). Use fewer rows (--rows), fewer eigenvalues, or float32.",
+                LandscapeError.exit_code,
+            )
+        if not (lines := users_lines(error)):
             raise
         return _complain(f"your code failed:\n{lines}", LandscapeError.exit_code)
-
-
-def _theirs(error: Exception) -> str:
-    """The user's own lines in the traceback of what a model or a loss raised while it was computed, and the error; empty where there are none."""
-    import sysconfig
-    import traceback
-
-    ours = Path(__file__).resolve().parents[1]
-    others = [ours / name for name in ("landscape", "cli", "analysis")] if (ours / "landscape").is_dir() else [ours]
-    others += [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename).is_file() and not any(Path(frame.filename).resolve().is_relative_to(folder) for folder in others)
-    ]
-    return "".join([*traceback.format_list(frames), *traceback.format_exception_only(error)]).rstrip() if frames else ""
 
 
 def _complain(message: str, code: int) -> int:
@@ -128,7 +117,9 @@ def _config(arguments: list[str]) -> tuple[list[str], tuple[Any, ...]]:
             for key in options:
                 if key not in allowed:
                     raise unknown(f"option in {path}:", key, allowed)
-    return rest, tuple(cyclopts.config.Dict(options, source=str(path), use_commands_as_keys=False) for path, options in reversed(found))
+    return rest, tuple(
+        cyclopts.config.Dict(options, source=str(path), use_commands_as_keys=False) for path, options in reversed(found)
+    )
 
 
 def _options(path: Path) -> dict[str, Any]:
@@ -143,7 +134,9 @@ def _options(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
-        raise UsageError(f"{path} must map option names to values, such as `steps: 2000`; got {type(options).__name__}.")
+        raise UsageError(
+            f"{path} must map option names to values, such as `steps: 2000`; got {type(options).__name__}."
+        )
     return {key.replace("_", "-"): value for key, value in options.items()}
 
 

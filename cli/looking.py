@@ -55,21 +55,50 @@ def show(run: str, /, *, json: bool = False) -> None:
     answers = [_headline(path) for path in shown.answers()]
     if json:
         curve = {name: [None if np.isnan(value) else value for value in values] for name, values in metrics.items()}
-        _print_json({"folder": str(shown.folder), "record": record, "metrics": curve, "steps": steps.tolist(), "answers": answers})
+        _print_json(
+            {
+                "folder": str(shown.folder),
+                "record": record,
+                "metrics": curve,
+                "steps": steps.tolist(),
+                "answers": answers,
+            }
+        )
         return
     options = record["options"]
     print(f"{shown.folder}: {record['kind']} of {options['task']}, {record['state']}, started {record['started']}")
     if recorded:
         layout = shown.trajectory().layout
-        print(f"  model       {layout.dim:,} parameters in {len(layout.of('parameter'))} tensors, {layout.buffer_size:,} buffer entries")
+        print(
+            f"  model       {layout.dim:,} parameters in {len(layout.of('parameter'))} tensors, {layout.buffer_size:,} buffer entries"
+        )
     print(f"  data        {record.get('data', '?')}")
     if len(steps):
         print(f"  trajectory  {len(steps):,} points, steps {steps[0]:,} to {steps[-1]:,}")
     if metrics:
         last = {name: values[-1] for name, values in metrics.items()}
-        words = [f"{name.replace('_', ' ')} {last[name]:.4g}" for name in ("train_loss", "test_loss", "test_accuracy") if np.isfinite(last[name])]
+        words = [
+            f"{name.replace('_', ' ')} {last[name]:.4g}"
+            for name in ("train_loss", "test_loss", "test_accuracy")
+            if np.isfinite(last[name])
+        ]
         print(f"  last        step {int(last['step']):,}: {', '.join(words)}")
-    chosen = {name: options[name] for name in ("steps", "optimizer", "lr", "momentum", "weight_decay", "schedule", "batch_size", "seed", "dtype", "device") if name in options}
+    chosen = {
+        name: options[name]
+        for name in (
+            "steps",
+            "optimizer",
+            "lr",
+            "momentum",
+            "weight_decay",
+            "schedule",
+            "batch_size",
+            "seed",
+            "dtype",
+            "device",
+        )
+        if name in options
+    }
     print("  options     " + ", ".join(f"{name} {value}" for name, value in chosen.items()))
     for answer in answers:
         print(f"  {answer['kind']:<10}  {answer['summary']}\n              {answer['path']}")
@@ -95,9 +124,13 @@ def plot(result: Path, out: Path, /, *, json: Annotated[bool, Parameter(negative
     format = styles.format_of(out)
     answer = history(Run.open(result)) if result.is_dir() else load(result)
     if format == "html" and answer.panels():
-        data: bytes | str = reports.page(answer.summary(), [f"<p>{html.escape(answer.summary())}</p>", reports.live(answer, "live")])
+        data: bytes | str = reports.page(
+            answer.summary(), [f"<p>{html.escape(answer.summary())}</p>", reports.live(answer, "live")]
+        )
     else:
-        data = styles.rendered(answer, "svg" if format == "html" else format)  # which refuses an answer that has no picture
+        data = styles.rendered(
+            answer, "svg" if format == "html" else format
+        )  # which refuses an answer that has no picture
     files.write_atomic(out, data)
     _tell_path(out, json)
 
@@ -132,7 +165,12 @@ def demo(*, out: Path, common: Common = Common()) -> None:  # noqa: B008 (frozen
     with contextlib.redirect_stdout(io.StringIO()):  # each command's own line; they are told together at the end
         for index, folder in enumerate((first, second)):
             note(f"training digits-mlp, seed {common.seed + index}")
-            making.train("digits-mlp", out=folder, record_every="10", common=dataclasses.replace(common, seed=common.seed + index))
+            making.train(
+                "digits-mlp",
+                out=folder,
+                record_every="10",
+                common=dataclasses.replace(common, seed=common.seed + index),
+            )
         note("measuring: curvature, barrier, surface")
         measuring.spectrum(str(first), density=True, common=common)
         measuring.barrier(str(first), str(second), common=common)
@@ -171,5 +209,3 @@ def _tell_path(path: Path, as_json: bool) -> None:
 
 def _print_json(value: object) -> None:
     print(json.dumps(value, allow_nan=False))
-
-

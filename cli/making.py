@@ -113,7 +113,9 @@ def train(
     common = common.resolved()
     device, dtype = common.torch()
     if not 0 < commit_seconds < math.inf or evaluations < 1:
-        raise UsageError(f"--commit-seconds must be positive and finite, and --evaluations at least 1; got {commit_seconds} and {evaluations}.")
+        raise UsageError(
+            f"--commit-seconds must be positive and finite, and --evaluations at least 1; got {commit_seconds} and {evaluations}."
+        )
     found = tasks.find(task, width=width, activation=activation, norm=norm, data=data, download=download, limit=limit)
     asked = {
         "steps": steps, "lr": lr, "batch_size": batch_size, "optimizer": optimizer, "momentum": momentum, "weight_decay": weight_decay,
@@ -122,7 +124,9 @@ def train(
     recipe = Recipe(**{**found.defaults, **{name: value for name, value in asked.items() if value is not None}})  # type: ignore[arg-type]
     about = _about(found)
     if batch_size is None and recipe.batch_size == len(found.data.train):
-        about["notes"] = [f"batch size {recipe.batch_size}: all training rows, which are no more than the default batch."]
+        about["notes"] = [
+            f"batch size {recipe.batch_size}: all training rows, which are no more than the default batch."
+        ]
     every = _every(record_every, recipe.steps)
     options = {
         "task": task, **_task_options(width, activation, norm, data, limit), "seed": common.seed, "dtype": common.dtype, "device": device.type,
@@ -134,7 +138,15 @@ def train(
             with stop_signals():
                 _watch(
                     record(
-                        run, found, recipe, seed=common.seed, every=every, evaluations=evaluations, device=device, dtype=dtype, commit_seconds=commit_seconds
+                        run,
+                        found,
+                        recipe,
+                        seed=common.seed,
+                        every=every,
+                        evaluations=evaluations,
+                        device=device,
+                        dtype=dtype,
+                        commit_seconds=commit_seconds,
                     ),
                     f"training {found.name}",
                 )
@@ -211,7 +223,12 @@ def _watch(descent: Iterator[Progress], text: str) -> None:
     from rich import progress
     from rich.console import Console
 
-    columns = (progress.TextColumn("{task.description}", markup=False), progress.BarColumn(), progress.TimeRemainingColumn(), progress.TextColumn("{task.fields[state]}"))
+    columns = (
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.fields[state]}"),
+    )
     with progress.Progress(*columns, console=Console(stderr=True)) as bar:
         line = bar.add_task(text, total=None, state="")
         for state in descent:
@@ -228,8 +245,16 @@ def _every(text: str, steps: int) -> int | Literal["log"]:
     return int(text)
 
 
-def _task_options(width: float, activation: str | None, norm: str | None, data: Path | None, limit: int | None) -> dict[str, Any]:
-    return {"width": width, "activation": activation, "norm": norm, "data": str(data.resolve()) if data else None, "limit": limit}
+def _task_options(
+    width: float, activation: str | None, norm: str | None, data: Path | None, limit: int | None
+) -> dict[str, Any]:
+    return {
+        "width": width,
+        "activation": activation,
+        "norm": norm,
+        "data": str(data.resolve()) if data else None,
+        "limit": limit,
+    }
 
 
 def _fields(recipe: object) -> dict[str, Any]:
@@ -250,7 +275,11 @@ def _about(task: Task) -> dict[str, Any]:
 
 
 def _shown(metrics: Any) -> list[str]:
-    names = {"train_loss": "train loss {:.4f}", "test_loss": "test loss {:.4f}", "test_accuracy": "test accuracy {:.4f}"}
+    names = {
+        "train_loss": "train loss {:.4f}",
+        "test_loss": "test loss {:.4f}",
+        "test_accuracy": "test accuracy {:.4f}",
+    }
     return [text.format(metrics[name]) for name, text in names.items() if metrics[name] is not None]
 
 

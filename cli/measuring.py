@@ -46,7 +46,9 @@ def check(
     if not _is_run(subject):
         if at is not None or options.task is not None:
             idle = "--at" if at is not None else "--task"
-            raise UsageError(f"{idle} is for a RUN, and {subject!r} is no folder: it is taken for a task, checked at its start. Leave {idle} out, or give a run's folder.")
+            raise UsageError(
+                f"{idle} is for a RUN, and {subject!r} is no folder: it is taken for a task, checked at its start. Leave {idle} out, or give a run's folder."
+            )
         _tell_table(_check_task(subject, options, common), None, common.json)
         return
     where = place(subject, at)
@@ -170,12 +172,27 @@ def barrier(
         from landscape.recordings import require_common_frozen
 
         one, task = _site(start, options, common)
-        other, other_task = (_at(end, task, options, common), task) if end.run == start.run else _site(end, options, common)
-        if (task.name, task.data.fingerprint, one.train.dim) != (other_task.name, other_task.data.fingerprint, other.train.dim):
-            raise UsageError(f"{first} and {second} are of different tasks or data ({task.name}, {other_task.name}): there is no common landscape.")
+        other, other_task = (
+            (_at(end, task, options, common), task) if end.run == start.run else _site(end, options, common)
+        )
+        if (task.name, task.data.fingerprint, one.train.dim) != (
+            other_task.name,
+            other_task.data.fingerprint,
+            other.train.dim,
+        ):
+            raise UsageError(
+                f"{first} and {second} are of different tasks or data ({task.name}, {other_task.name}): there is no common landscape."
+            )
         require_common_frozen(one, other)
         found = measure(
-            one.train, one.test, one.point, other.point, start_buffers=one.train.buffers, end_buffers=other.train.buffers, seed=common.seed, **chosen  # type: ignore[arg-type]
+            one.train,
+            one.test,
+            one.point,
+            other.point,
+            start_buffers=one.train.buffers,
+            end_buffers=other.train.buffers,
+            seed=common.seed,
+            **chosen,  # type: ignore[arg-type]
         )
         return _about(found, one, task)
 
@@ -217,15 +234,21 @@ def surface(
     if span is not None and not 0 < span < math.inf:
         raise UsageError(f"--span must be positive and finite; got {span}.")
     chosen = {"plane": plane, "side": side, "span": span}
-    path = {"path": where.run.trajectory().identity} if plane == "trajectory" else {}  # which every recorded point has a part in
+    path = (
+        {"path": where.run.trajectory().identity} if plane == "trajectory" else {}
+    )  # which every recorded point has a part in
 
     def compute() -> Result:
         from landscape.analysis.surfaces import surface as measure
 
         site, task = _site(where, options, common)
-        return _about(measure(site.train, site.point, trajectory=where.run.trajectory(), seed=common.seed, **chosen), site, task)  # type: ignore[arg-type]
+        return _about(
+            measure(site.train, site.point, trajectory=where.run.trajectory(), seed=common.seed, **chosen), site, task
+        )  # type: ignore[arg-type]
 
-    answer(where.run, "surface", {**_about_place(where), **path, **chosen, **_asked(options, common)}, compute, common.json)
+    answer(
+        where.run, "surface", {**_about_place(where), **path, **chosen, **_asked(options, common)}, compute, common.json
+    )
 
 
 def _about_place(where: Place) -> dict[str, Any]:
@@ -299,4 +322,3 @@ def _tell_table(result: Result, path: Path | None, as_json: bool) -> None:
             print(f"  {path}")
     if not result.healthy:
         raise LandscapeError("a check failed: numbers measured here are not to be trusted until it is mended.")
-

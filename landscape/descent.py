@@ -46,13 +46,18 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.999)  # adam: Kingma and Ba, section 2
     eps: float = 1e-8  # adam: likewise
     schedule: str = "constant"
-    milestones: tuple[float, ...] = (0.5, 0.75)  # step schedule, as fractions of `steps`: 80 and 120 of 160 epochs (He et al. 2016, CIFAR-10)
+    milestones: tuple[float, ...] = (
+        0.5,
+        0.75,
+    )  # step schedule, as fractions of `steps`: 80 and 120 of 160 epochs (He et al. 2016, CIFAR-10)
     gamma: float = 0.1  # factor at each milestone: likewise
     warmup: int = 0  # steps of linear growth of the rate from 0
     batch_size: int = 0  # rows a step; 0 is all rows (full batch)
     clip: float = 0.0  # bound on the gradient's norm; 0 is none
     augment: str = ""  # of image rows: "shift" (up to 4 pixels, zero padded), "flip" (left-right), or both with a comma
-    precision: Literal["full", "bf16"] = "full"  # bf16: autocast of the forward pass on CUDA; points and moments stay as they are
+    precision: Literal["full", "bf16"] = (
+        "full"  # bf16: autocast of the forward pass on CUDA; points and moments stay as they are
+    )
 
     def __post_init__(self) -> None:
         for ok, complaint in (
@@ -61,7 +66,10 @@ class Recipe:
             (0 <= self.momentum < 1, f"momentum must lie in [0, 1); got {self.momentum}"),
             (self.weight_decay >= 0, f"weight_decay must be at least 0; got {self.weight_decay}"),
             (all(0 <= b < 1 for b in self.betas), f"betas must lie in [0, 1); got {self.betas}"),
-            (all(0 < m < 1 for m in self.milestones), f"milestones are fractions of the steps in (0, 1); got {self.milestones}"),
+            (
+                all(0 < m < 1 for m in self.milestones),
+                f"milestones are fractions of the steps in (0, 1); got {self.milestones}",
+            ),
             (0 <= self.warmup <= max(self.steps, 1), f"warmup must lie in 0..{self.steps}; got {self.warmup}"),
             (self.batch_size >= 0, f"batch_size must be at least 0 (0 is all rows); got {self.batch_size}"),
             (self.precision in ("full", "bf16"), f"precision is full or bf16; got {self.precision!r}"),
@@ -211,7 +219,9 @@ class _Order:
 
 def _check_augmentations(recipe: Recipe, rows: Rows) -> None:
     if recipe.augmentations and not (isinstance(rows.inputs, Tensor) and rows.inputs.ndim == 4):
-        raise UsageError(f"augmentation {recipe.augment!r} is for image rows (N, channels, height, width); these rows are not. Leave it out.")
+        raise UsageError(
+            f"augmentation {recipe.augment!r} is for image rows (N, channels, height, width); these rows are not. Leave it out."
+        )
 
 
 def _augment(images: Tensor, names: tuple[str, ...], seed: int, step: int) -> Tensor:
@@ -258,8 +268,12 @@ class _TrainingGradient:
                 return self._loop(w, buffers, rows, own, step)
             parts = leaves(f.model, w)
             with torch.enable_grad():
-                loss, after = self._mean_loss(parts, buffers, rows) if z.ndim == 1 else self._vmapped(parts, buffers, rows, own)
-                gradient = flat(torch.autograd.grad(loss.sum(), parts, materialize_grads=True), len(z) if z.ndim == 2 else 0)
+                loss, after = (
+                    self._mean_loss(parts, buffers, rows) if z.ndim == 1 else self._vmapped(parts, buffers, rows, own)
+                )
+                gradient = flat(
+                    torch.autograd.grad(loss.sum(), parts, materialize_grads=True), len(z) if z.ndim == 2 else 0
+                )
         return loss.detach(), f.project(gradient), after
 
     def _mean_loss(self, parts: Parts, buffers: Buffers, rows: Rows) -> tuple[Tensor, Buffers]:
@@ -306,7 +320,9 @@ class _TrainingGradient:
         if isinstance(self._seed, int):
             return dataclasses.replace(rows, inputs=_augment(images, names, self._seed, step))
         if images.ndim == 4:  # full batch: the members share the rows but not their noise
-            raise UsageError("full-batch ensembles with one seed a member share their rows: leave augmentation out, or set a batch size.")
+            raise UsageError(
+                "full-batch ensembles with one seed a member share their rows: leave augmentation out, or set a batch size."
+            )
         return Rows(torch.stack([_augment(images[e], names, s, step) for e, s in enumerate(self._seed)]), rows.targets)
 
 

@@ -45,6 +45,7 @@ def users_lines(error: BaseException | None) -> str:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename).is_file() and not any(Path(frame.filename).resolve().is_relative_to(folder.resolve()) for folder in others)
+        if Path(frame.filename).is_file()
+        and not any(Path(frame.filename).resolve().is_relative_to(folder.resolve()) for folder in others)
     ]
     return "".join([*traceback.format_list(frames), *traceback.format_exception_only(error)]).rstrip() if frames else ""

@@ -96,7 +96,9 @@ def read_lines(path: Path) -> list[dict[str, object]]:
             if not isinstance(record, dict):
                 raise ValueError("not an object")
         except (ValueError, RecursionError) as error:
-            raise UnsafeInputError(f"{path}, line {number}, is damaged ({error}). Restore the file from a copy.") from None
+            raise UnsafeInputError(
+                f"{path}, line {number}, is damaged ({error}). Restore the file from a copy."
+            ) from None
         records.append(record)
     del tail  # no newline after it: it was never committed
     return records
@@ -160,7 +162,9 @@ def _locked(path: Path) -> Iterator[TextIO]:
             except BlockingIOError:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
-                raise LandscapeError(f"{path.parent} is being written by {holder}. Wait for it to end, or choose another --out.") from None
+                raise LandscapeError(
+                    f"{path.parent} is being written by {holder}. Wait for it to end, or choose another --out."
+                ) from None
             # a holder that took its run back has removed the file that was opened here: a lock on that would keep nobody out
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 yield file

@@ -104,7 +104,9 @@ class Loss:
     name: str
     rows: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     classifies: bool  # outputs (n, classes) and integer targets: accuracy is defined
-    fused: Callable[[Tensor, Tensor], Tensor] | None = None  # torch's own sum l_i / sum c_i in one kernel, where it has one
+    fused: Callable[[Tensor, Tensor], Tensor] | None = (
+        None  # torch's own sum l_i / sum c_i in one kernel, where it has one
+    )
     ignored: int = -100  # targets of this class are not counted (torch's default)
     threshold: float | None = None  # outputs above it mean 1, of losses on binary targets entry by entry
 
@@ -131,7 +133,9 @@ class Loss:
         if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
             return _from_module(loss, type(loss).__name__)
         if isinstance(loss, type) or not callable(loss):
-            raise UsageError(f"a loss is a name, a torch loss module or a function of (outputs, targets); got {loss!r}.")
+            raise UsageError(
+                f"a loss is a name, a torch loss module or a function of (outputs, targets); got {loss!r}."
+            )
         return Loss(getattr(loss, "__name__", type(loss).__name__), lambda o, t: _ones(_checked(loss(o, t), o)), False)
 
     def correct(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,7 +145,9 @@ class Loss:
             return unknown, unknown
         if self.threshold is not None:
             right = (outputs > self.threshold) == (targets.reshape(outputs.shape) > 0.5)
-            return right.reshape(len(right), -1).float().sum(1), torch.full_like(right.reshape(len(right), -1)[:, 0], right[0].numel(), dtype=torch.float32)
+            return right.reshape(len(right), -1).float().sum(1), torch.full_like(
+                right.reshape(len(right), -1)[:, 0], right[0].numel(), dtype=torch.float32
+            )
         if targets.is_floating_point():  # probabilities: the likeliest class is the right one
             targets = targets.argmax(1)
         counted = targets != self.ignored
@@ -154,7 +160,9 @@ _LOSSES: dict[str, Callable[[], nn.Module]] = {"cross-entropy": nn.CrossEntropyL
 
 def _from_module(module: nn.Module, name: str) -> Loss:
     if getattr(module, "reduction", "mean") != "mean":
-        raise UsageError(f"the loss {name} has reduction={module.reduction!r}; objectives are means over rows, so give it with reduction='mean'.")
+        raise UsageError(
+            f"the loss {name} has reduction={module.reduction!r}; objectives are means over rows, so give it with reduction='mean'."
+        )
     whole, rowwise = copy.deepcopy(module), copy.deepcopy(module)
     rowwise.reduction = "none"  # type: ignore[assignment]
     stateless = not any(True for _ in module.buffers())
@@ -196,7 +204,9 @@ def _like(outputs: Tensor, targets: Tensor, name: str) -> Tensor:
     """Targets in the shape and dtype of the outputs: (n,) beside (n, 1) are the same numbers; other shapes are refused."""
     if targets.shape != outputs.shape:
         if targets.numel() != outputs.numel() or targets.squeeze().shape != outputs.squeeze().shape:
-            raise UsageError(f"the loss {name} compares entry by entry, and outputs {tuple(outputs.shape)} do not match targets {tuple(targets.shape)}.")
+            raise UsageError(
+                f"the loss {name} compares entry by entry, and outputs {tuple(outputs.shape)} do not match targets {tuple(targets.shape)}."
+            )
         targets = targets.reshape(outputs.shape)
     return targets.to(outputs.dtype)
 
@@ -272,7 +282,9 @@ class Network:
         offset = 0
         for name, parameter in module.named_parameters(remove_duplicate=False):
             if isinstance(parameter, nn.parameter.UninitializedParameter):
-                raise UsageError(f"parameter {name} is lazy and has no shape yet: run the model once on a batch before.")
+                raise UsageError(
+                    f"parameter {name} is lazy and has no shape yet: run the model once on a batch before."
+                )
             if id(parameter) in first_name:
                 aliases[name] = first_name[id(parameter)]
                 continue
@@ -281,22 +293,30 @@ class Network:
             if value.is_meta:
                 raise UsageError(f"parameter {name} lies on the meta device and has no values: load the weights first.")
             if parameter.requires_grad and not parameter.is_floating_point():
-                raise UsageError(f"parameter {name} is trained and {_name(value.dtype)}: landscapes are over real numbers. Hold real and imaginary parts apart, or freeze it.")
+                raise UsageError(
+                    f"parameter {name} is trained and {_name(value.dtype)}: landscapes are over real numbers. Hold real and imaginary parts apart, or freeze it."
+                )
             trained = parameter.requires_grad
             place = offset if trained else 0
-            entries.append(Entry(name, tuple(value.shape), place, _name(value.dtype), "parameter" if trained else "frozen"))
+            entries.append(
+                Entry(name, tuple(value.shape), place, _name(value.dtype), "parameter" if trained else "frozen")
+            )
             if trained:
                 parts.append(value.to(device, dtype).flatten())
                 offset += value.numel()
             else:
                 frozen[name] = _cast(value.clone(), device, dtype)
         if not parts:
-            raise UsageError("the model has no trainable floating-point parameter (requires_grad): there is no landscape to measure.")
+            raise UsageError(
+                "the model has no trainable floating-point parameter (requires_grad): there is no landscape to measure."
+            )
         offset = 0
         for name, buffer in module.named_buffers():
             persistent = name in module.state_dict()
             if buffer.is_complex() and persistent:
-                raise UsageError(f"buffer {name} is {_name(buffer.dtype)}: buffers are recorded as real numbers. Register it with persistent=False.")
+                raise UsageError(
+                    f"buffer {name} is {_name(buffer.dtype)}: buffers are recorded as real numbers. Register it with persistent=False."
+                )
             value = _cast(buffer.detach().clone(), device, dtype)
             if persistent:
                 entries.append(Entry(name, tuple(value.shape), offset, _name(buffer.dtype), "buffer"))
@@ -309,7 +329,15 @@ class Network:
         # vmapped convolutions become grouped ones: 2.5 times slower than a loop on a CPU
         lockstep = not recurrent and not (convolves and device.type == "cpu")
         stochastic = any(_drops(part) for part in module.modules())
-        network = Network(Layout(tuple(entries), aliases), _skeletons(module, device, dtype), frozen, constants, lockstep, recurrent, stochastic)
+        network = Network(
+            Layout(tuple(entries), aliases),
+            _skeletons(module, device, dtype),
+            frozen,
+            constants,
+            lockstep,
+            recurrent,
+            stochastic,
+        )
         return network, torch.cat(parts), buffers
 
     def split(self, w: Tensor) -> Parts:
@@ -320,7 +348,9 @@ class Network:
 
     def forward(self, parts: Parts, buffers: Buffers, inputs: Inputs, mode: str = "eval") -> tuple[Tensor, Buffers]:
         """See Predictor."""
-        state: dict[str, Tensor] = {entry.name: part for entry, part in zip(self.layout.of("parameter"), parts, strict=True)}
+        state: dict[str, Tensor] = {
+            entry.name: part for entry, part in zip(self.layout.of("parameter"), parts, strict=True)
+        }
         # cloned, since a module may write to its buffers in any mode, and a pure function must not remember
         buffers = {name: value.clone() for name, value in buffers.items()}
         state.update(self.frozen)
@@ -332,7 +362,9 @@ class Network:
         if not isinstance(outputs, Tensor):
             outputs = getattr(outputs, "logits", outputs[0] if isinstance(outputs, (tuple, list)) else outputs)
         if not isinstance(outputs, Tensor):
-            raise UsageError(f"the model returned {type(outputs).__name__}; it must return a tensor (n, ...), or an object with `logits`.")
+            raise UsageError(
+                f"the model returned {type(outputs).__name__}; it must return a tensor (n, ...), or an object with `logits`."
+            )
         return outputs, buffers
 
 
@@ -357,7 +389,9 @@ def _skeletons(module: nn.Module, device: torch.device, dtype: torch.dtype) -> d
     try:
         first = copy.deepcopy(module)
     except RuntimeError as error:
-        raise UsageError(f"the model cannot be copied ({error}). Old torch.nn.utils.weight_norm does this: use torch.nn.utils.parametrizations.weight_norm.") from error
+        raise UsageError(
+            f"the model cannot be copied ({error}). Old torch.nn.utils.weight_norm does this: use torch.nn.utils.parametrizations.weight_norm."
+        ) from error
     for parameter in first.parameters():
         parameter.grad = None
     first = first.to(device=device, dtype=dtype).requires_grad_(False)
@@ -451,11 +485,17 @@ class Objective:
             raise UsageError(f"a chunk has at least 1 row; got {chunk}.")
         f = Objective(network, Loss.of(loss), rows.to(device, dtype), buffers, dtype, device, chunk)
         _try_two_rows(f, point)
-        return dataclasses.replace(f, model=dataclasses.replace(network, stochastic=network.stochastic or _draws(f, point))), point
+        return dataclasses.replace(
+            f, model=dataclasses.replace(network, stochastic=network.stochastic or _draws(f, point))
+        ), point
 
     @staticmethod
     def from_function(
-        function: Callable[[Tensor], Tensor], dim: int, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
+        function: Callable[[Tensor], Tensor],
+        dim: int,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float64,
     ) -> Objective:
         """The objective of a differentiable function (D,) -> () written in torch: no data, so one row."""
         layout = Layout((Entry("w", (dim,), 0, _name(dtype), "parameter"),))
@@ -591,7 +631,10 @@ class Objective:
         sums = [torch.zeros((), dtype=_exact(self.device), device=self.device)] * 4
         with torch.no_grad():
             for rows in self.rows.chunks(self.chunk):
-                sums = [total + part.to(total.dtype).sum() for total, part in zip(sums, self._chunk(parts, rows), strict=True)]
+                sums = [
+                    total + part.to(total.dtype).sum()
+                    for total, part in zip(sums, self._chunk(parts, rows), strict=True)
+                ]
         loss, weight, right, counted = sums
         return Value(loss / weight, right / counted)
 
@@ -608,12 +651,16 @@ class Objective:
             return self.loss.rows(self.model.forward(member, buffers, rows.inputs, self.norm)[0], rows.targets)
 
         members = len(parts[0])
-        buffers = {name: value.expand(members, *value.shape) for name, value in self.buffers.items()}  # batch mode writes to them
+        buffers = {
+            name: value.expand(members, *value.shape) for name, value in self.buffers.items()
+        }  # batch mode writes to them
         with _without_attention_fastpath(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels are not batched either
             losses, weights = torch.func.vmap(one)(parts, buffers)
         return losses, weights
 
-    def _curvature(self, z: Tensor, build: Callable[[Tensor, Rows, float], _Product], keep: bool | None) -> SymmetricOperator:
+    def _curvature(
+        self, z: Tensor, build: Callable[[Tensor, Rows, float], _Product], keep: bool | None
+    ) -> SymmetricOperator:
         if z.ndim != 1:
             raise UsageError(f"curvature is taken at one point ({self.dim},); got {tuple(z.shape)}.")
         w = self.lift(self._points(z)).detach()
@@ -638,20 +685,26 @@ class Objective:
         """sum c_i. Only the losses know the weights, so one pass; most losses weigh every row 1 and this is N."""
         with torch.no_grad():
             parts = self.model.split(w)
-            return float(sum(self._chunk(parts, rows)[1].to(_exact(self.device)).sum() for rows in self.rows.chunks(self.chunk)))
+            return float(
+                sum(self._chunk(parts, rows)[1].to(_exact(self.device)).sum() for rows in self.rows.chunks(self.chunk))
+            )
 
     def _hessian_graph(self, w: Tensor, rows: Rows, total: float) -> _Product:
         with _twice_differentiable(self.model), torch.enable_grad():
             parts = leaves(self.model, w)
             losses = self._chunk(parts, rows)[0]
             slopes = torch.autograd.grad(losses.sum() / total, parts, create_graph=True, materialize_grads=True)
-        bent = [place for place, slope in enumerate(slopes) if slope.requires_grad]  # the others are constant in w: no curvature
+        bent = [
+            place for place, slope in enumerate(slopes) if slope.requires_grad
+        ]  # the others are constant in w: no curvature
 
         def product(v: Tensor) -> Tensor:
             if not bent:
                 return torch.zeros_like(v)
             along = self.model.split(v)
-            moved = torch.autograd.grad([slopes[i] for i in bent], parts, [along[i] for i in bent], retain_graph=True, materialize_grads=True)
+            moved = torch.autograd.grad(
+                [slopes[i] for i in bent], parts, [along[i] for i in bent], retain_graph=True, materialize_grads=True
+            )
             return flat(moved)
 
         return product
@@ -671,9 +724,13 @@ class Objective:
             if not slope.requires_grad:  # a loss linear in the outputs has no Gauss-Newton curvature
                 return torch.zeros_like(v)
             along = self.model.split(v)
-            (moved,) = torch.autograd.grad([pulled[i] for i in moving], dummy, [along[i] for i in moving], retain_graph=True)  # J v
+            (moved,) = torch.autograd.grad(
+                [pulled[i] for i in moving], dummy, [along[i] for i in moving], retain_graph=True
+            )  # J v
             (bent,) = torch.autograd.grad(slope, answer, moved, retain_graph=True)  # H_l J v
-            return flat(torch.autograd.grad(outputs, parts, bent, retain_graph=True, materialize_grads=True))  # J^T H_l J v
+            return flat(
+                torch.autograd.grad(outputs, parts, bent, retain_graph=True, materialize_grads=True)
+            )  # J^T H_l J v
 
         return product
 
@@ -699,7 +756,9 @@ def _without_attention_fastpath() -> Iterator[None]:
 class _AffineBatchNorm(TorchFunctionMode):
     """BatchNorm by running statistics is an affine map; written as one, its second derivative costs a product and not a batch-norm double backward."""
 
-    def __torch_function__(self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if function is functional.batch_norm:
             return _affine_batch_norm(*args, **kwargs)
@@ -779,16 +838,24 @@ def _try_two_rows(f: Objective, w: Tensor) -> None:
             warnings.simplefilter("always")
             outputs = f.model.forward(f.model.split(w), f.buffers, rows.inputs)[0]
             if outputs.ndim == 0 or len(outputs) != len(rows):
-                raise UsageError(f"the model returned shape {tuple(outputs.shape)} for {len(rows)} rows of inputs {shapes}: its first axis must be the rows.")
+                raise UsageError(
+                    f"the model returned shape {tuple(outputs.shape)} for {len(rows)} rows of inputs {shapes}: its first axis must be the rows."
+                )
             f.loss.rows(outputs, rows.targets)
-    except (UsageError, MemoryError):
+    except (LandscapeError, MemoryError):
         raise
     except Exception as error:
+        if lines := users_lines(error):
+            raise LandscapeError(f"your code failed on two rows of inputs {shapes}:\n{lines}") from error
         targets = f"{tuple(rows.targets.shape)} {_name(rows.targets.dtype)}"
-        reason = users_lines(error) or f"{type(error).__name__}: {error}"
-        raise UsageError(f"model, loss {f.loss.name} and data do not fit each other. Two rows of inputs {shapes} with targets {targets} gave:\n{reason}") from error
+        raise UsageError(
+            f"model, loss {f.loss.name} and data do not fit each other. Two rows of inputs {shapes} with targets {targets} gave: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     if any("target size" in str(one.message) for one in said):
-        raise UsageError(f"the loss {f.loss.name} broadcasts outputs {tuple(outputs.shape)} against targets {tuple(rows.targets.shape)}: give them one shape.")
+        raise UsageError(
+            f"the loss {f.loss.name} broadcasts outputs {tuple(outputs.shape)} against targets {tuple(rows.targets.shape)}: give them one shape."
+        )
 
 
 def _draws(f: Objective, w: Tensor) -> bool:
@@ -808,4 +875,6 @@ def require_finite(values: Tensor, what: str) -> None:
     """Raise LandscapeError, with the count, where `values` has NaN or infinite entries."""
     bad = int((~torch.isfinite(values)).sum())
     if bad:
-        raise LandscapeError(f"{what} has {bad} NaN or infinite of {values.numel()} entries: nothing was computed from it. See `landscape check`.")
+        raise LandscapeError(
+            f"{what} has {bad} NaN or infinite of {values.numel()} entries: nothing was computed from it. See `landscape check`."
+        )

@@ -84,7 +84,9 @@ class Krylov:
         return values, vectors[0] ** 2
 
 
-def lanczos(operator: SymmetricOperator, start: Tensor, steps: int, *, against: Tensor | None = None) -> Iterator[Krylov]:
+def lanczos(
+    operator: SymmetricOperator, start: Tensor, steps: int, *, against: Tensor | None = None
+) -> Iterator[Krylov]:
     """Run Lanczos from `start` (d,), yielding the state after each step; at most min(steps, d) of them.
 
     The process ends when the Krylov space is exhausted: the start sees no more eigenvectors, and of a repeated eigenvalue it sees one.
@@ -111,13 +113,17 @@ def lanczos(operator: SymmetricOperator, start: Tensor, steps: int, *, against: 
     for step in range(limit):
         last = held + step
         if last == basis.shape[0]:  # doubling: never more than twice what is used
-            basis = torch.cat([basis, torch.empty(min(step, limit - step), operator.dim, dtype=basis.dtype, device=basis.device)])
+            basis = torch.cat(
+                [basis, torch.empty(min(step, limit - step), operator.dim, dtype=basis.dtype, device=basis.device)]
+            )
         basis[last] = vector
         image = operator @ vector
         alpha = float(image @ vector)
         size = _norm(image)
         if not np.isfinite(size):
-            raise LandscapeError(f"the product number {step + 1} is not finite: the point has NaN or infinite curvature. Check it with `landscape check`.")
+            raise LandscapeError(
+                f"the product number {step + 1} is not finite: the point has NaN or infinite curvature. Check it with `landscape check`."
+            )
         scale = max(scale, size)
         image = _orthogonalise(image, basis[: last + 1])
         beta = _norm(image)
@@ -154,7 +160,9 @@ class Eigenpairs:
 
     values: np.ndarray  # (k,) in the order asked for
     vectors: Tensor  # (k, d) unit rows
-    residuals: np.ndarray  # (k,) an eigenvalue of A lies within this of each value; never less than the rounding of a product, eps |A|
+    residuals: (
+        np.ndarray
+    )  # (k,) an eigenvalue of A lies within this of each value; never less than the rounding of a product, eps |A|
     converged: np.ndarray  # (k,) bool
     products: int  # number of products with A
 
@@ -186,7 +194,9 @@ def eigenpairs(
         raise UsageError(f"asked for {count} eigenpairs; at least 1 is needed.")
     count = min(count, operator.dim)
     if steps < count:
-        raise UsageError(f"{steps} products cannot give {count} eigenpairs: allow at least {count}, better several times as many.")
+        raise UsageError(
+            f"{steps} products cannot give {count} eigenpairs: allow at least {count}, better several times as many."
+        )
     tolerance = max(tolerance, ROUNDING * torch.finfo(operator.dtype).eps)
     values, residuals = np.empty(0), np.empty(0)
     rows = torch.empty(0, operator.dim, dtype=operator.dtype, device=operator.device)
@@ -202,7 +212,11 @@ def eigenpairs(
             if len(values) + len(theta) < count:
                 continue
             better = _better(values, theta, bound, count, which)
-            ends = _select(theta, min(2, len(theta)), "both") if which in ("both", "magnitude") else _select(theta, 1, which)
+            ends = (
+                _select(theta, min(2, len(theta)), "both")
+                if which in ("both", "magnitude")
+                else _select(theta, 1, which)
+            )
             # half of the bound: the rest is for what the pairs of earlier passes leave coupled to these
             if np.all(errors[better] <= bound / 2) and (passes == 0 or np.all(errors[ends] <= GLANCE * bound)):
                 break
@@ -263,7 +277,9 @@ class Quadrature:
     products: int
 
 
-def quadrature(operator: SymmetricOperator, *, probes: int, steps: int, generators: list[torch.Generator]) -> Quadrature:
+def quadrature(
+    operator: SymmetricOperator, *, probes: int, steps: int, generators: list[torch.Generator]
+) -> Quadrature:
     """Run `steps` (m) Lanczos steps from each of `probes` (P) Gaussian vectors, one generator a probe."""
     nodes = np.full((probes, min(steps, operator.dim)), np.nan)
     weights = np.zeros_like(nodes)

@@ -49,7 +49,9 @@ def device_of(name: str) -> torch.device:
     if name == "auto":
         name = next(device for device in ("cuda", "mps", "cpu") if there[device])
     if not there[name]:
-        raise UsageError(f"device {name} was asked for, but torch {torch.__version__} sees none here. Use --device cpu.")
+        raise UsageError(
+            f"device {name} was asked for, but torch {torch.__version__} sees none here. Use --device cpu."
+        )
     return torch.device(name)
 
 
@@ -187,7 +189,13 @@ def _metrics(state: State, f: Objective, test: Objective) -> dict[str, object]:
 
 
 def _row(state: State, f: Objective) -> Row:
-    return Row(state.step, f.lift(state.point).cpu().numpy(), flat_buffers(f.model.layout, state.buffers), float(state.loss), state.rate)
+    return Row(
+        state.step,
+        f.lift(state.point).cpu().numpy(),
+        flat_buffers(f.model.layout, state.buffers),
+        float(state.loss),
+        state.rate,
+    )
 
 
 def flat_buffers(layout: Layout, buffers: Buffers) -> np.ndarray:
@@ -200,7 +208,9 @@ def named_buffers(layout: Layout, row: np.ndarray, like: Buffers) -> dict[str, T
     """The inverse of `flat_buffers`, with dtypes and device of `like`."""
     flat = torch.from_numpy(np.array(row))
     return {
-        entry.name: flat[entry.offset : entry.offset + entry.size].reshape(entry.shape).to(like[entry.name].device, like[entry.name].dtype)
+        entry.name: flat[entry.offset : entry.offset + entry.size]
+        .reshape(entry.shape)
+        .to(like[entry.name].device, like[entry.name].dtype)
         for entry in layout.of("buffer")
     }
 
@@ -264,7 +274,9 @@ def import_checkpoints(run: Run, task: Task, paths: Sequence[Path], *, allow_non
 
     def tensors_of(path: Path) -> tuple[checkpoints.Checkpoint, dict[str, Tensor]]:
         checkpoint = checkpoints.read(path)
-        return checkpoint, checkpoints.match(checkpoint, expected, aliases=layout.aliases, allow_nonfinite=allow_nonfinite)
+        return checkpoint, checkpoints.match(
+            checkpoint, expected, aliases=layout.aliases, allow_nonfinite=allow_nonfinite
+        )
 
     with files.exclusive(run.folder):
         try:
@@ -276,7 +288,9 @@ def import_checkpoints(run: Run, task: Task, paths: Sequence[Path], *, allow_non
                 notes += [f"{path.name}: {note}" for note in checkpoint.notes]
                 step = 0 if checkpoint.step is None else checkpoint.step  # `order` lets only a single file have none
                 if step in found:
-                    raise UsageError(f"two checkpoints claim step {step}: {found[step]} and {path}. Rename the files so that each has its own.")
+                    raise UsageError(
+                        f"two checkpoints claim step {step}: {found[step]} and {path}. Rename the files so that each has its own."
+                    )
                 found[step] = path
                 held = {entry.name: tensors[entry.name].contiguous() for entry in layout.of("frozen")}
                 frozen = frozen or held
@@ -377,8 +391,12 @@ def site(where: Place, task: Task, *, device: torch.device, dtype: torch.dtype, 
     trajectory = run.trajectory()
     _restore_frozen(run, module)
     f, _ = Objective.of(module, task.loss, task.data.train, device=device, dtype=dtype)
-    if [(e.name, e.shape, e.kind) for e in f.model.layout.entries] != [(e.name, e.shape, e.kind) for e in trajectory.layout.entries]:
-        raise UsageError(f"the model of {task.name} has other tensors than the trajectory of {run.folder}. Was the code changed since?")
+    if [(e.name, e.shape, e.kind) for e in f.model.layout.entries] != [
+        (e.name, e.shape, e.kind) for e in trajectory.layout.entries
+    ]:
+        raise UsageError(
+            f"the model of {task.name} has other tensors than the trajectory of {run.folder}. Was the code changed since?"
+        )
     row = trajectory.row(trajectory.index(where.step))
     f = f.with_buffers(named_buffers(trajectory.layout, row.buffers, f.buffers))
     test = f.on(task.data.test)

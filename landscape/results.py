@@ -84,7 +84,9 @@ class Result:
         except (ValueError, KeyError, TypeError) as error:
             raise UnsafeInputError(f"not a result of this tool: {error!r}. Give a results/*.json file.") from None
         if schema != SCHEMA:
-            raise UnsafeInputError(f"a result of schema {schema}; this version reads schema {SCHEMA}. Run the analysis again.")
+            raise UnsafeInputError(
+                f"a result of schema {schema}; this version reads schema {SCHEMA}. Run the analysis again."
+            )
         if name not in Result.kinds:
             raise unknown("kind of result", name, Result.kinds)
         kind = Result.kinds[name]
@@ -93,15 +95,21 @@ class Result:
         values: dict[str, Any] = {}
         for field in dataclasses.fields(kind):
             if field.name not in record:
-                raise UnsafeInputError(f"the {name} result lacks the field {field.name!r}: the file is damaged. Run the analysis again.")
+                raise UnsafeInputError(
+                    f"the {name} result lacks the field {field.name!r}: the file is damaged. Run the analysis again."
+                )
             try:
                 values[field.name] = _decode(record[field.name])
                 if field.name == "warnings":
                     values["warnings"] = tuple(values["warnings"])
             except (ValueError, KeyError, TypeError, OverflowError) as error:
-                raise UnsafeInputError(f"the field {field.name!r} of the {name} result is damaged ({error}). Run the analysis again.") from None
+                raise UnsafeInputError(
+                    f"the field {field.name!r} of the {name} result is damaged ({error}). Run the analysis again."
+                ) from None
             if field.type in (float, "float") and not isinstance(values[field.name], (int, float)):
-                raise UnsafeInputError(f"the field {field.name!r} of the {name} result is no number: the file is damaged. Run the analysis again.")
+                raise UnsafeInputError(
+                    f"the field {field.name!r} of the {name} result is no number: the file is damaged. Run the analysis again."
+                )
         return kind(**values)
 
 
@@ -136,7 +144,11 @@ def _decode(value: Any) -> Any:
             dtype = np.dtype(value["dtype"])
             if dtype.kind not in "fiubU":
                 raise TypeError(f"arrays of dtype {dtype}")
-            numbers = [math.nan if item is None else float(item) for item in value["array"]] if dtype.kind == "f" else value["array"]
+            numbers = (
+                [math.nan if item is None else float(item) for item in value["array"]]
+                if dtype.kind == "f"
+                else value["array"]
+            )
             return np.array(numbers, dtype=dtype).reshape(value["shape"])
         if set(value) == {"float"}:
             return float(value["float"])

@@ -83,7 +83,9 @@ class Run:
         run = Run(folder)
         if not run.record_path.is_file():
             what = "holds no run (no run.json)" if folder.exists() else "does not exist"
-            raise UsageError(f"{folder} {what}. Make one with `landscape train TASK --out {folder}` or `landscape import`.")
+            raise UsageError(
+                f"{folder} {what}. Make one with `landscape train TASK --out {folder}` or `landscape import`."
+            )
         run.record()
         return run
 
@@ -92,7 +94,9 @@ class Run:
         try:
             record = json.loads(self.record_path.read_text())
             if record["schema"] != SCHEMA:
-                raise UnsafeInputError(f"{self.record_path} has schema {record['schema']}; this version reads {SCHEMA}. Make the run again.")
+                raise UnsafeInputError(
+                    f"{self.record_path} has schema {record['schema']}; this version reads {SCHEMA}. Make the run again."
+                )
             if not isinstance(record["options"], dict) or not isinstance(record["versions"], dict):
                 raise TypeError("options")
             for name in ("kind", "state", "started"):
@@ -133,9 +137,19 @@ class Run:
             self.update(state="running")
             return False
         # what a run killed in its first moment may leave: a lock, and a run.json not yet renamed
-        if self.folder.exists() and any(path.name != ".lock" and not path.match(".run.json.*.tmp") for path in self.folder.iterdir()):
+        if self.folder.exists() and any(
+            path.name != ".lock" and not path.match(".run.json.*.tmp") for path in self.folder.iterdir()
+        ):
             raise UsageError(f"{self.folder} is not empty and holds no run. Choose a new folder for --out.")
-        record = {"schema": SCHEMA, "kind": kind, "state": "running", "options": asked, "started": now(), **about, **environment()}
+        record = {
+            "schema": SCHEMA,
+            "kind": kind,
+            "state": "running",
+            "options": asked,
+            "started": now(),
+            **about,
+            **environment(),
+        }
         self._write(record)
         return False
 
@@ -156,7 +170,10 @@ class Run:
             lines = {int(str(line["step"])): line for line in read}
             rows = [lines[step] for step in sorted(lines)]
             names = list(dict.fromkeys(name for row in rows for name in row))
-            return {name: np.array([np.nan if row.get(name) is None else float(str(row[name])) for row in rows]) for name in names}
+            return {
+                name: np.array([np.nan if row.get(name) is None else float(str(row[name])) for row in rows])
+                for name in names
+            }
         except (ValueError, KeyError, TypeError) as error:
             raise UnsafeInputError(f"{self.metrics_path} is damaged ({error!r}). Restore it from a copy.") from None
 
@@ -235,7 +252,9 @@ def place(text: str, at: str | None = None) -> Place:
         return Place(run, int(steps[0]))
     name, _, number = selector.partition("=")
     if name != "step" or not re.fullmatch(r"-?[0-9]{1,18}", number):
-        raise UsageError(f"cannot read the place {selector!r} of {text!r}. Allowed: RUN, RUN@init, RUN@last, RUN@step=500.")
+        raise UsageError(
+            f"cannot read the place {selector!r} of {text!r}. Allowed: RUN, RUN@init, RUN@last, RUN@step=500."
+        )
     run.trajectory().index(int(number))
     return Place(run, int(number))
 
@@ -258,7 +277,13 @@ def environment() -> dict[str, Any]:
 
 def _git() -> str | None:
     try:
-        asked = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, timeout=5, check=True)
+        asked = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return asked.stdout.strip() or None

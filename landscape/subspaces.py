@@ -51,7 +51,9 @@ class Subspace:
     def lift(self, z: Tensor) -> Tensor:
         """The points origin + B z (..., D) of coordinates z (..., d)."""
         if z.shape[-1] != self.dim:
-            raise UsageError(f"coordinates of a {self.dim}-dimensional subspace have last axis {self.dim}; got {tuple(z.shape)}.")
+            raise UsageError(
+                f"coordinates of a {self.dim}-dimensional subspace have last axis {self.dim}; got {tuple(z.shape)}."
+            )
         return self.origin + self.push(z)
 
     def at(self, origin: Tensor) -> Subspace:
@@ -114,7 +116,9 @@ def random(origin: Tensor, dim: int, generator: torch.Generator, basis: Basis = 
             raise UsageError(
                 f"a dense {basis} basis of {dim} x {ambient} takes {size / 2**30:.1f} GiB (allowed: {DENSE_BYTES / 2**30:.0f}). Use srht or sparse, which store O(D)."
             )
-        rows = torch.randn(dim, ambient, generator=generator, dtype=torch.float32 if origin.dtype != torch.float64 else torch.float64)
+        rows = torch.randn(
+            dim, ambient, generator=generator, dtype=torch.float32 if origin.dtype != torch.float64 else torch.float64
+        )
         rows = _orthonormal(rows) if basis == "haar" else rows / rows.norm(dim=1, keepdim=True)
         return span(origin, rows.to(origin))
     if basis == "srht":

@@ -158,7 +158,9 @@ def find(
     dataset, network = _parse(spec)
     if dataset not in datasets.NEEDS_FOLDER and (data is not None or download):
         flag = "--data" if data is not None else "--download"
-        raise UsageError(f"{flag} would do nothing for {spec}: {dataset} needs no files. Leave it out, or name a task whose data lie in a folder.")
+        raise UsageError(
+            f"{flag} would do nothing for {spec}: {dataset} needs no files. Leave it out, or name a task whose data lie in a folder."
+        )
     activation = activation or _ACTIVATION.get(dataset, "relu")
     # the row's shape is settled by the name for all but imagefolder, so that a misfit is found before hours of fetching
     shape = datasets.ROW_SHAPES.get(dataset)
@@ -189,7 +191,9 @@ def find(
     }
     loss = "mse" if loaded.classes is None else "cross-entropy"
     description = f"{loaded.description}; {networks.NETWORKS[network]}"
-    return Task(spec, description, make, loaded, loss, _recipe(dataset, network, len(loaded.train)), MappingProxyType(options))
+    return Task(
+        spec, description, make, loaded, loss, _recipe(dataset, network, len(loaded.train)), MappingProxyType(options)
+    )
 
 
 def _parse(spec: str) -> tuple[str, str]:

@@ -101,7 +101,9 @@ class Layout:
                 raise ValueError("its checksum does not match")
             return layout
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UnsafeInputError(f"the layout.json of the trajectory is damaged ({error!r}). Restore it from a copy.") from None
+            raise UnsafeInputError(
+                f"the layout.json of the trajectory is damaged ({error!r}). Restore it from a copy."
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,9 @@ class TrajectoryWriter:
         self._segments = len(segments)
         self.last_step = segments[-1].last if segments else -1  # committed
         self._pending = [row for row in self._pending if row.step > self.last_step]
-        for orphan in set(self.folder.glob("segment-*.safetensors")) - {self.folder / segment.file for segment in segments}:
+        for orphan in set(self.folder.glob("segment-*.safetensors")) - {
+            self.folder / segment.file for segment in segments
+        }:
             orphan.unlink()  # renamed but never committed: its rows are written again
         self._settled = True
 
@@ -210,11 +214,15 @@ def _manifest(folder: Path) -> list[_Segment]:
         try:
             segment = _Segment(str(line["file"]), *(int(line[key]) for key in ("rows", "first", "last", "crc32")))  # type: ignore[call-overload]
         except (KeyError, TypeError, ValueError) as error:
-            raise UnsafeInputError(f"{path}, line {number}, is not a segment ({error!r}). Restore the file from a copy.") from None
+            raise UnsafeInputError(
+                f"{path}, line {number}, is not a segment ({error!r}). Restore the file from a copy."
+            ) from None
         if Path(segment.file).name != segment.file:
             raise UnsafeInputError(f"{path}, line {number}, names a file outside the trajectory: {segment.file!r}.")
         if line.get("check") != segment.check:
-            raise UnsafeInputError(f"{path}, line {number}, is damaged: its checksum does not match. Restore the file from a copy.")
+            raise UnsafeInputError(
+                f"{path}, line {number}, is damaged: its checksum does not match. Restore the file from a copy."
+            )
         if segments and segment.first <= segments[-1].last:
             raise UnsafeInputError(f"{path}, line {number}: steps do not increase. Restore the file from a copy.")
         segments.append(segment)
@@ -233,7 +241,9 @@ class Trajectory:
     def open(folder: Path) -> Trajectory:
         """Read layout and manifest. Raises UsageError where there is no store, UnsafeInputError where it is damaged."""
         if not (folder / "layout.json").exists():
-            raise UsageError(f"{folder} holds no trajectory (no layout.json). Give a run made by `landscape train` or `landscape import`.")
+            raise UsageError(
+                f"{folder} holds no trajectory (no layout.json). Give a run made by `landscape train` or `landscape import`."
+            )
         return Trajectory(folder, Layout.from_json((folder / "layout.json").read_bytes()), tuple(_manifest(folder)))
 
     def __len__(self) -> int:
@@ -280,7 +290,9 @@ class Trajectory:
         if not len(self):
             raise UsageError(f"{self.folder} has no committed row yet.")
         near = sorted(self.steps.tolist(), key=lambda known: abs(known - step))[:3]
-        raise UsageError(f"step {step} was not recorded. Nearest: {', '.join(map(str, sorted(near)))} ({len(self)} rows from {self.steps[0]} to {self.steps[-1]}).")
+        raise UsageError(
+            f"step {step} was not recorded. Nearest: {', '.join(map(str, sorted(near)))} ({len(self)} rows from {self.steps[0]} to {self.steps[-1]})."
+        )
 
     def row(self, index: int) -> Row:
         """One row; negative indices count from the end."""
@@ -353,14 +365,18 @@ class Trajectory:
         """
         gram = self.gram()
         if not np.isfinite(gram).all():
-            raise LandscapeError(f"{self.folder} holds points that are NaN or infinite: they have no principal directions.")
+            raise LandscapeError(
+                f"{self.folder} holds points that are NaN or infinite: they have no principal directions."
+            )
         values, vectors = np.linalg.eigh(gram)
         values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
         # what float64 can tell from zero in a Gram matrix of this size
         floor = len(self) * np.finfo(float).eps * max(values[0], 0.0) if len(values) else 0.0
         rank = int(np.sum(values > floor))
         if not 1 <= dim <= rank:
-            raise UsageError(f"asked for {dim} principal directions; the {len(self)} recorded points span {rank}. Record more steps.")
+            raise UsageError(
+                f"asked for {dim} principal directions; the {len(self)} recorded points span {rank}. Record more steps."
+            )
         weights = vectors[:, :dim] / np.sqrt(values[:dim])
         weights *= np.where(weights[-1] < 0, -1.0, 1.0)
         directions = np.empty((dim, self.dim))
@@ -386,12 +402,16 @@ class Trajectory:
                 while chunk := file.read(1 << 22):
                     crc = zlib.crc32(chunk, crc)
                 if crc != segment.crc32:
-                    raise UnsafeInputError(f"{path} is damaged: its checksum is {crc}, the manifest says {segment.crc32}. Restore the file from a copy.")
+                    raise UnsafeInputError(
+                        f"{path} is damaged: its checksum is {crc}, the manifest says {segment.crc32}. Restore the file from a copy."
+                    )
                 file.seek(0)
                 (length,) = struct.unpack("<Q", file.read(8))
                 header = json.loads(file.read(length))
         except FileNotFoundError:
-            raise UnsafeInputError(f"{path} is missing, though the manifest names it. Restore the file from a copy.") from None
+            raise UnsafeInputError(
+                f"{path} is missing, though the manifest names it. Restore the file from a copy."
+            ) from None
         found = {
             name: (np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
             for name, entry in header.items()
@@ -403,7 +423,9 @@ class Trajectory:
         self._headers[number] = found, length
         return self._headers[number]
 
-    def _read(self, number: int, name: str, start: int, stop: int, first: int = 0, last: int | None = None) -> np.ndarray:
+    def _read(
+        self, number: int, name: str, start: int, stop: int, first: int = 0, last: int | None = None
+    ) -> np.ndarray:
         """Rows start..stop of a tensor of a segment, and of each row only the columns first..last."""
         dtype, shape, position = self._header(number)[0][name]
         width = shape[1] if len(shape) == 2 else 1
@@ -430,5 +452,7 @@ def _fill(handle: int, out: np.ndarray, position: int) -> None:
     while done < len(view):
         got = os.preadv(handle, [view[done:]], position + done)
         if got == 0:
-            raise LandscapeError(f"a segment ended early at byte {position + done}: it changed while it was being read. Run the command again.")
+            raise LandscapeError(
+                f"a segment ended early at byte {position + done}: it changed while it was being read. Run the command again."
+            )
         done += got

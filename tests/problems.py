@@ -112,7 +112,9 @@ def regression(kind: str, n: int = 23, features: int = 5, chunk: int | None = No
     """
     k, loss, by_outputs = _LINEAR[kind]
     x = draw(n, features)
-    y = {"linear": draw(n, k, seed=1), "logistic": (draw(n, 1, seed=1) > 0).to(F64), "softmax": torch.arange(n) % k}[kind]
+    y = {"linear": draw(n, k, seed=1), "logistic": (draw(n, 1, seed=1) > 0).to(F64), "softmax": torch.arange(n) % k}[
+        kind
+    ]
     module = filled(nn.Linear(features, k))
     f, point = Objective.of(module, loss, Rows(x, y), dtype=F64, chunk=chunk)
     # weight (K, F) row by row, then bias (K,)
@@ -201,23 +203,39 @@ class MeanOut(nn.Module):
 
 
 def _conv(norm: nn.Module) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), norm, nn.Tanh(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), norm, nn.Tanh(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)
+    )
 
 
 # name -> (module, shape of one row, loss); every one has second derivatives everywhere
 _MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "mlp": (lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), (4,), "cross-entropy"),
     "mlp-mse": (lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), (4,), "mse"),
-    "dropout": (lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Dropout(0.5), nn.Linear(5, 3)), (4,), "cross-entropy"),
-    "batchnorm": (lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)), (4,), "cross-entropy"),
+    "dropout": (
+        lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Dropout(0.5), nn.Linear(5, 3)),
+        (4,),
+        "cross-entropy",
+    ),
+    "batchnorm": (
+        lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)),
+        (4,),
+        "cross-entropy",
+    ),
     "conv-batchnorm": (lambda: _conv(nn.BatchNorm2d(4)), (2, 4, 4), "cross-entropy"),
     "conv-groupnorm": (lambda: _conv(nn.GroupNorm(2, 4)), (2, 4, 4), "cross-entropy"),
-    "layernorm": (lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.GELU(), nn.Linear(5, 3)), (4,), "cross-entropy"),
+    "layernorm": (
+        lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.GELU(), nn.Linear(5, 3)),
+        (4,),
+        "cross-entropy",
+    ),
     "tied": (Tied, (4,), "cross-entropy"),
     "frozen": (PartFrozen, (4,), "cross-entropy"),
     "attention": (SelfAttention, (3, 4), "cross-entropy"),
     "transformer": (
-        lambda: nn.Sequential(nn.TransformerEncoderLayer(4, 2, 6, dropout=0.2, activation="gelu", batch_first=True), MeanOut(4, 3)),
+        lambda: nn.Sequential(
+            nn.TransformerEncoderLayer(4, 2, 6, dropout=0.2, activation="gelu", batch_first=True), MeanOut(4, 3)
+        ),
         (3, 4),
         "cross-entropy",
     ),
@@ -250,7 +268,9 @@ def rows(name: str, n: int = 13) -> Rows:
     return Rows(draw(n, *shape), torch.arange(n) % 3 if loss == "cross-entropy" else draw(n, 3, seed=1))
 
 
-def objective(name: str, n: int = 13, *, chunk: int | None = None, dtype: torch.dtype = F64, device: str = "cpu") -> tuple[Objective, Tensor]:
+def objective(
+    name: str, n: int = 13, *, chunk: int | None = None, dtype: torch.dtype = F64, device: str = "cpu"
+) -> tuple[Objective, Tensor]:
     """The objective of the small module, and its point."""
     return Objective.of(module(name), _MODULES[name][2], rows(name, n), dtype=dtype, chunk=chunk, device=device)
 

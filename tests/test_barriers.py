@@ -242,8 +242,16 @@ def test_ends_at_chance_are_degenerate(pair):
     assert result.value("train", "error") == result.value("test", "loss") == 0
     assert result.degenerate
     assert result.chance == {"test": 0.75, "train": 0.75}
-    assert [warning.split(":")[0] for warning in result.warnings] == ["At chance", "An end is no better than uniform guessing"]
-    for part in ("test error of the start", "test error of the end", "train error of the start", "train error of the end"):
+    assert [warning.split(":")[0] for warning in result.warnings] == [
+        "At chance",
+        "An end is no better than uniform guessing",
+    ]
+    for part in (
+        "test error of the start",
+        "test error of the end",
+        "train error of the start",
+        "train error of the end",
+    ):
         assert part in result.warnings[0]  # a line for each cause, with the curves that have it
     assert "test loss" in result.warnings[1] and "train loss" in result.warnings[1]
     assert "DEGENERATE" in result.summary()

@@ -153,7 +153,12 @@ def test_a_faulty_layer_is_found_under_its_name(fault, dtype):
 
 def test_a_loss_that_draws_numbers_is_found():
     net = module("mlp")
-    f, z = Objective.of(net, lambda o, t: functional.cross_entropy(o + 1e-3 * torch.randn_like(o), t, reduction="none"), rows("mlp"), dtype=F64)
+    f, z = Objective.of(
+        net,
+        lambda o, t: functional.cross_entropy(o + 1e-3 * torch.randn_like(o), t, reduction="none"),
+        rows("mlp"),
+        dtype=F64,
+    )
     assert "two passes agree" in failed(examine(f, z, net)[0])
 
 
@@ -211,7 +216,18 @@ def test_non_float_and_low_precision_parameters_are_named():
 
 def test_a_plain_model_has_none_of_these():
     _, by_name = examine(*objective("mlp"), module("mlp"))
-    assert not {"BatchNorm", "dropout", "attention", "tied parameters", "frozen parameters", "non-float parameters", "low precision"} & by_name.keys()
+    assert (
+        not {
+            "BatchNorm",
+            "dropout",
+            "attention",
+            "tied parameters",
+            "frozen parameters",
+            "non-float parameters",
+            "low precision",
+        }
+        & by_name.keys()
+    )
     assert "2 Linear" in by_name["layers"]["words"]
 
 
@@ -229,7 +245,9 @@ def test_read_back_equal_as_a_table():
     assert lines == [(finding["check"], finding["status"], finding["words"]) for finding in found.findings]
     states = [status for _, status, _ in lines]
     assert states.count(FAIL) == 1
-    assert back.summary() == f"it: {states.count(OK)} checks passed, {states.count(NOTE)} notes, 1 failed: recorded loss."
+    assert (
+        back.summary() == f"it: {states.count(OK)} checks passed, {states.count(NOTE)} notes, 1 failed: recorded loss."
+    )
 
 
 def test_the_patient_is_not_touched():

@@ -32,7 +32,11 @@ def run(f, start, recipe, seed=0):
 def same(one, other):
     """Bitwise equality of states."""
     assert (one.step, one.rate) == (other.step, other.rate)
-    for a, b in zip((one.point, one.loss, one.gradient, *one.moments), (other.point, other.loss, other.gradient, *other.moments), strict=True):
+    for a, b in zip(
+        (one.point, one.loss, one.gradient, *one.moments),
+        (other.point, other.loss, other.gradient, *other.moments),
+        strict=True,
+    ):
         assert torch.equal(a, b)
     assert set(one.buffers) == set(other.buffers)
     assert all(torch.equal(value, other.buffers[name]) for name, value in one.buffers.items())
@@ -62,7 +66,9 @@ class Batches:
 def torch_optimizer(recipe, parameters):
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-    return torch.optim.Adam(parameters, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay)
+    return torch.optim.Adam(
+        parameters, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay
+    )
 
 
 RECIPES = {
@@ -139,11 +145,15 @@ def test_rates_have_their_closed_forms():
     constant = Recipe(steps=100, lr=0.4, warmup=4)
     assert [constant.rate(t) for t in (0, 1, 3, 4, 99)] == pytest.approx([0.1, 0.2, 0.4, 0.4, 0.4], rel=1e-15)
     step = Recipe(steps=100, lr=0.4, schedule="step", milestones=(0.5, 0.75), gamma=0.1)
-    assert [step.rate(t) for t in (0, 49, 50, 74, 75, 100)] == pytest.approx([0.4, 0.4, 0.04, 0.04, 0.004, 0.004], rel=1e-14)
+    assert [step.rate(t) for t in (0, 49, 50, 74, 75, 100)] == pytest.approx(
+        [0.4, 0.4, 0.04, 0.04, 0.004, 0.004], rel=1e-14
+    )
     cosine = Recipe(steps=100, lr=0.4, schedule="cosine", warmup=20)
     truth = [0.4 * (t + 1) / 20 if t < 20 else 0.2 * (1 + math.cos(math.pi * (t - 20) / 80)) for t in range(101)]
     assert [cosine.rate(t) for t in range(101)] == pytest.approx(truth, rel=1e-14, abs=1e-16)
-    assert [state.rate for state in run(quadratic(np.ones(2)).f, torch.zeros(2), cosine)] == [cosine.rate(t) for t in range(101)]
+    assert [state.rate for state in run(quadratic(np.ones(2)).f, torch.zeros(2), cosine)] == [
+        cosine.rate(t) for t in range(101)
+    ]
 
 
 # -- the order of the rows --------------------------------------------------------------------------------------------
@@ -255,7 +265,11 @@ def test_restricted_descent_is_descent_on_the_composed_function(recipe):
     recipe = dataclasses.replace(recipe, batch_size=0)
     b = draw(4, 12, seed=3)
     g = p.f.restrict(span(p.point, b))
-    z, matrix, slope = torch.zeros(4, dtype=F64), b.numpy() @ p.hessian(None) @ b.numpy().T, b.numpy() @ p.gradient(p.point.numpy())
+    z, matrix, slope = (
+        torch.zeros(4, dtype=F64),
+        b.numpy() @ p.hessian(None) @ b.numpy().T,
+        b.numpy() @ p.gradient(p.point.numpy()),
+    )
     composed = Objective.from_function(lambda z: z @ torch.from_numpy(matrix) @ z / 2 + torch.from_numpy(slope) @ z, 4)
     for one, other in zip(run(g, z, recipe), run(composed, z, recipe), strict=True):
         close(one.point, other.point)
@@ -375,7 +389,11 @@ def test_all_shifts_are_equally_likely():
     """81 places, 8,100 draws: a count has mean 100 and standard deviation 10; 81 of them stay within 5."""
     image = torch.arange(1.0, 31.0, dtype=F64).reshape(1, 6, 5)
     windows = crops(image).reshape(81, -1)
-    drawn = torch.cat([_augment(image.expand(810, 1, 6, 5), ("shift",), 0, step) for step in range(10)]).reshape(-1, 30).numpy()
+    drawn = (
+        torch.cat([_augment(image.expand(810, 1, 6, 5), ("shift",), 0, step) for step in range(10)])
+        .reshape(-1, 30)
+        .numpy()
+    )
     counts = (drawn[:, None] == windows).all(2).sum(0)
     assert counts.sum() == 8100
     assert np.abs(counts - 100).max() < 50

@@ -22,7 +22,9 @@ FLOAT32 = 1e-4
 ROUNDING = 1e-12
 
 every_module = pytest.mark.parametrize("name", MODULES)
-kinds = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, FLOAT32), (F64, ROUNDING * 100)], ids=["float32", "float64"])
+kinds = pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, FLOAT32), (F64, ROUNDING * 100)], ids=["float32", "float64"]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +121,11 @@ def test_subspaces_are_those_of_the_cpu(basis):
     close(there.lift(z.to(DEVICE)), here.lift(z), ROUNDING)
     close(there.project(origin.to(DEVICE)), here.project(origin), ROUNDING)
     mask = torch.arange(300) % 7 == 0
-    close(coordinates(origin.to(DEVICE), mask.to(DEVICE)).lift(draw(43).to(DEVICE)), coordinates(origin, mask).lift(draw(43)), 0)
+    close(
+        coordinates(origin.to(DEVICE), mask.to(DEVICE)).lift(draw(43).to(DEVICE)),
+        coordinates(origin, mask).lift(draw(43)),
+        0,
+    )
 
 
 def test_rows_are_moved_to_the_objectives_device():

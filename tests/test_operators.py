@@ -60,7 +60,11 @@ def wanted(values, count, which):
 # -- the process ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spectrum", [clustered(300), np.linspace(-1, 1, 300), np.geomspace(1e-8, 1, 300)], ids=["clustered", "even", "decaying"])
+@pytest.mark.parametrize(
+    "spectrum",
+    [clustered(300), np.linspace(-1, 1, 300), np.geomspace(1e-8, 1, 300)],
+    ids=["clustered", "even", "decaying"],
+)
 def test_the_basis_stays_orthonormal_and_AQ_is_QT_over_200_steps(spectrum):
     matrix = planted(spectrum)
     states = list(lanczos(operator(matrix), draw(300, seed=1), 200))
@@ -87,7 +91,9 @@ def test_the_process_ends_after_as_many_steps_as_there_are_distinct_eigenvalues(
 
 def test_a_start_of_few_eigenvectors_sees_only_these():
     values = np.linspace(1, 2, 10)
-    *_, state = lanczos(diagonal(torch.from_numpy(values), F64), torch.eye(10, dtype=F64)[2] + torch.eye(10, dtype=F64)[7], 10)
+    *_, state = lanczos(
+        diagonal(torch.from_numpy(values), F64), torch.eye(10, dtype=F64)[2] + torch.eye(10, dtype=F64)[7], 10
+    )
     close(state.ritz()[0], values[[2, 7]], ROUNDING)
 
 
@@ -96,7 +102,9 @@ def test_against_keeps_the_process_out_of_a_span():
     *_, state = lanczos(operator(matrix), draw(30, seed=2), 100, against=held)
     close(state.basis @ held.T, np.zeros((26, 4)), ROUNDING)
     p = np.eye(30) - held.numpy().T @ held.numpy()
-    close(state.ritz()[0], np.sort(np.linalg.eigvalsh(p @ matrix @ p + 9 * held.numpy().T @ held.numpy()))[:26], ROUNDING)  # the held ones moved to 9
+    close(
+        state.ritz()[0], np.sort(np.linalg.eigvalsh(p @ matrix @ p + 9 * held.numpy().T @ held.numpy()))[:26], ROUNDING
+    )  # the held ones moved to 9
 
 
 def test_the_spread_of_a_large_float32_spectrum_is_not_taken_for_its_end():
@@ -202,7 +210,12 @@ def test_one_dimension(value):
     pairs = eigenpairs(diagonal(torch.tensor([value], dtype=F64), F64), 3, generator=generator(0, "x"))
     close(pairs.values, [value], 0)
     assert pairs.converged.all()
-    rule = quadrature(diagonal(torch.tensor([value], dtype=F64), F64), probes=2, steps=9, generators=[generator(0, "p", i) for i in range(2)])
+    rule = quadrature(
+        diagonal(torch.tensor([value], dtype=F64), F64),
+        probes=2,
+        steps=9,
+        generators=[generator(0, "p", i) for i in range(2)],
+    )
     close(rule.nodes, [[value]] * 2, ROUNDING)
     close(rule.weights, [[1.0]] * 2, ROUNDING)
 
@@ -221,7 +234,9 @@ def test_an_equal_generator_gives_equal_pairs():
     assert not np.array_equal(draws[0].values, draws[2].values)
 
 
-@pytest.mark.parametrize(("count", "steps", "message"), [(0, 500, "at least 1"), (5, 4, "4 products cannot give 5 eigenpairs")])
+@pytest.mark.parametrize(
+    ("count", "steps", "message"), [(0, 500, "at least 1"), (5, 4, "4 products cannot give 5 eigenpairs")]
+)
 def test_counts_that_cannot_be_given_are_refused(count, steps, message):
     with pytest.raises(UsageError, match=message):
         eigenpairs(operator(np.eye(9)), count, generator=generator(0, "x"), steps=steps)
@@ -245,7 +260,9 @@ def test_the_rule_of_m_nodes_has_the_first_2m_moments_of_its_start(name, m):
 
 
 def test_probes_that_end_early_are_padded_by_nan_of_weight_zero():
-    rule = quadrature(operator(planted(SPECTRA["two values"])), probes=3, steps=6, generators=[generator(0, "p", i) for i in range(3)])
+    rule = quadrature(
+        operator(planted(SPECTRA["two values"])), probes=3, steps=6, generators=[generator(0, "p", i) for i in range(3)]
+    )
     assert rule.nodes.shape == rule.weights.shape == (3, 6)
     close(rule.nodes[:, :2], [[-2.0, 1.0]] * 3, ROUNDING)
     assert np.isnan(rule.nodes[:, 2:]).all()
@@ -255,7 +272,12 @@ def test_probes_that_end_early_are_padded_by_nan_of_weight_zero():
 
 
 def test_another_probe_changes_no_earlier_one():
-    few, more = (quadrature(operator(planted(SPECTRA["random"])), probes=p, steps=5, generators=[generator(0, "p", i) for i in range(p)]) for p in (2, 4))
+    few, more = (
+        quadrature(
+            operator(planted(SPECTRA["random"])), probes=p, steps=5, generators=[generator(0, "p", i) for i in range(p)]
+        )
+        for p in (2, 4)
+    )
     assert np.array_equal(few.nodes, more.nodes[:2])
     assert np.array_equal(few.weights, more.weights[:2])
 

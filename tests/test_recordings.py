@@ -690,7 +690,9 @@ def test_an_import_lets_go_of_each_checkpoint(foreign: str, tmp_path: Path, monk
     monkeypatch.setattr(recordings.checkpoints, "match", matched)
     first = recordings.TrajectoryWriter.append
     seen: list[int] = []
-    monkeypatch.setattr(recordings.TrajectoryWriter, "append", lambda writer, row: (seen.append(len(known)), first(writer, row))[1])
+    monkeypatch.setattr(
+        recordings.TrajectoryWriter, "append", lambda writer, row: (seen.append(len(known)), first(writer, row))[1]
+    )
     run = import_into(tmp_path / "run", foreign, task, sorted(tmp_path.glob("*.pt")))
     assert run.trajectory().steps.tolist() == list(range(6))
     assert seen[0] == 7  # all were read before the first row was written

@@ -37,7 +37,14 @@ class Mute(Result):
 
 
 def specimen(number=1.5, array=None, tree=None, cls=Specimen):
-    return cls(question={"top": 3}, provenance={"seed": 0}, warnings=("mind",), number=number, array=np.arange(6.0).reshape(2, 3) if array is None else array, tree=tree or {})
+    return cls(
+        question={"top": 3},
+        provenance={"seed": 0},
+        warnings=("mind",),
+        number=number,
+        array=np.arange(6.0).reshape(2, 3) if array is None else array,
+        tree=tree or {},
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +73,15 @@ ARRAYS = st.one_of(
     hnp.arrays(np.bool_, SHAPES),
     hnp.arrays("<U3", SHAPES, elements=st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=3)),
 )
-TREES = st.dictionaries(st.text(max_size=5), st.recursive(st.none() | st.booleans() | st.integers() | FLOATS | st.text(max_size=5), lambda x: st.lists(x, max_size=3), max_leaves=5), max_size=4)
+TREES = st.dictionaries(
+    st.text(max_size=5),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | FLOATS | st.text(max_size=5),
+        lambda x: st.lists(x, max_size=3),
+        max_leaves=5,
+    ),
+    max_size=4,
+)
 
 
 @given(array=ARRAYS, tree=TREES)
@@ -78,7 +93,9 @@ def test_arrays_of_all_dtypes_and_shapes_come_back_equal(array, tree):
     same(result, read)
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf"), 0.1, -0.0, 5e-324, 1.7976931348623157e308])
+@pytest.mark.parametrize(
+    "number", [float("nan"), float("inf"), float("-inf"), 0.1, -0.0, 5e-324, 1.7976931348623157e308]
+)
 def test_every_float_field_comes_back_as_the_float_it_was(number):
     read = back(specimen(number=number))
     assert isinstance(read.number, float)
@@ -86,7 +103,11 @@ def test_every_float_field_comes_back_as_the_float_it_was(number):
 
 
 def test_numpy_scalars_and_nested_arrays_become_plain():
-    read = back(specimen(tree={"n": np.int64(3), "x": np.float32(0.5), "yes": np.bool_(True), "a": [np.array([1, 2])], 7: (1, 2)}))
+    read = back(
+        specimen(
+            tree={"n": np.int64(3), "x": np.float32(0.5), "yes": np.bool_(True), "a": [np.array([1, 2])], 7: (1, 2)}
+        )
+    )
     assert read.tree["n"] == 3
     assert read.tree["x"] == 0.5
     assert read.tree["yes"] is True
@@ -98,7 +119,9 @@ def test_the_text_is_strict_json_with_the_summary_beside_the_numbers():
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
 
-    record = json.loads(specimen(number=float("inf"), array=np.array([np.nan, np.inf, -np.inf])).to_json(), parse_constant=refuse)
+    record = json.loads(
+        specimen(number=float("inf"), array=np.array([np.nan, np.inf, -np.inf])).to_json(), parse_constant=refuse
+    )
     assert (record["kind"], record["schema"], record["summary"]) == ("specimen", SCHEMA, "a specimen of inf")
     assert record["number"] == {"float": "inf"}
     assert record["array"] == {"array": [None, "inf", "-inf"], "shape": [3], "dtype": "float64"}

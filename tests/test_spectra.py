@@ -21,7 +21,9 @@ def dense(f, z, operator):
 
 def wide(d=200, negative=50, zero=30):
     """A quadratic with `negative` eigenvalues in [-1, -0.5], `zero` of 0 and the rest in [0.5, 2]: none is near the border of the negative ones."""
-    return quadratic(np.concatenate([np.linspace(-1, -0.5, negative), np.zeros(zero), np.linspace(0.5, 2, d - negative - zero)]))
+    return quadratic(
+        np.concatenate([np.linspace(-1, -0.5, negative), np.zeros(zero), np.linspace(0.5, 2, d - negative - zero)])
+    )
 
 
 # -- eigenvalues ------------------------------------------------------------------------------------------------------
@@ -33,7 +35,12 @@ def wide(d=200, negative=50, zero=30):
 def test_the_top_values_are_those_of_the_dense_matrix(name, operator, which):
     f, z = objective(name, chunk=5)
     truth = np.sort(dense(f, z, operator))[::-1]
-    truth = {"largest": truth[:5], "smallest": truth[::-1][:5], "both": truth[[0, 1, 2, -1, -2]], "magnitude": truth[np.argsort(-np.abs(truth))][:5]}[which]
+    truth = {
+        "largest": truth[:5],
+        "smallest": truth[::-1][:5],
+        "both": truth[[0, 1, 2, -1, -2]],
+        "magnitude": truth[np.argsort(-np.abs(truth))][:5],
+    }[which]
     found = spectrum(f, z, top=5, operator=operator, which=which, tolerance=1e-9)
     close(found.values, truth, TIGHT)
     assert found.converged.all()
@@ -95,7 +102,9 @@ def test_mass_moments_and_negative_share_are_those_of_the_spectrum(seed):
     values = np.linalg.eigvalsh(p.hessian(None))
     found = spectrum(p.f, p.point, density=True, probes=10, steps=60, seed=seed)
     close(found.weights.sum(1), np.ones(10), 1e-10)
-    close(found.mass, 1.0, 1e-3)  # five widths beyond the outermost nodes leave less than 1e-6; the grid has ten points a width
+    close(
+        found.mass, 1.0, 1e-3
+    )  # five widths beyond the outermost nodes leave less than 1e-6; the grid has ten points a width
     assert abs(found.trace - values.sum()) < 4 * found.trace_error
     assert abs(found.negative - 0.25) < 4 * found.negative_error
     second = np.nansum(found.weights * found.nodes**2, axis=1)
@@ -116,7 +125,9 @@ def test_the_curve_is_the_smoothed_spectrum_within_its_errors():
     p = wide()
     values = np.linalg.eigvalsh(p.hessian(None))
     found = spectrum(p.f, p.point, density=True, probes=20, steps=120, top=1)
-    truth = np.exp(-0.5 * ((found.grid[:, None] - values) / found.width) ** 2).mean(1) / (found.width * np.sqrt(2 * np.pi))
+    truth = np.exp(-0.5 * ((found.grid[:, None] - values) / found.width) ** 2).mean(1) / (
+        found.width * np.sqrt(2 * np.pi)
+    )
     seen = truth > 1e-3
     far = np.abs(found.density - truth)[seen] > 4 * found.density_error[seen]
     assert far.mean() < 0.02  # t with 19 degrees of freedom passes 4 once in 1,300; neighbours on the grid go together

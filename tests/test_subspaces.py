@@ -69,7 +69,9 @@ def test_project_is_the_adjoint_of_push(name, dtype, tolerance, axes, ambient):
     assert (pushed.shape, projected.shape) == (g.shape, z.shape)
     assert pushed.dtype == projected.dtype == dtype
     one, other = ((a.double() * b.double()).sum(-1) for a, b in ((pushed, g), (z, projected)))
-    size = pushed.double().norm(dim=-1) * g.double().norm(dim=-1) + z.double().norm(dim=-1) * projected.double().norm(dim=-1)
+    size = pushed.double().norm(dim=-1) * g.double().norm(dim=-1) + z.double().norm(dim=-1) * projected.double().norm(
+        dim=-1
+    )
     assert ((one - other).abs() <= tolerance * size).all()
 
 
@@ -101,7 +103,19 @@ def test_a_basis_for_every_member_is_that_members():
 # -- random bases -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "ambient"), [("haar", 300), ("haar", 40), ("sparse", 300), ("sparse", 41), ("srht", 256), ("srht", 64), ("srht", 2), ("srht", 1)])
+@pytest.mark.parametrize(
+    ("name", "ambient"),
+    [
+        ("haar", 300),
+        ("haar", 40),
+        ("sparse", 300),
+        ("sparse", 41),
+        ("srht", 256),
+        ("srht", 64),
+        ("srht", 2),
+        ("srht", 1),
+    ],
+)
 @pytest.mark.parametrize("share", [0.01, 0.3, 1.0])
 def test_orthonormal_bases_are_orthonormal(name, ambient, share):
     s = build(name, ambient=ambient, d=max(1, round(share * ambient)))
@@ -133,7 +147,10 @@ def test_a_fixed_direction_meets_a_random_subspace_in_the_share_d_over_D(name):
     Gaussian rows are not orthogonal, but the mean over rows of (b . g)^2 is 1 / D for them too.
     """
     g = torch.arange(64.0, dtype=F64) / torch.arange(64.0, dtype=F64).norm()
-    shares = [float(random(torch.zeros(64, dtype=F64), 8, generator(i, "basis"), name).project(g).square().sum()) for i in range(200)]
+    shares = [
+        float(random(torch.zeros(64, dtype=F64), 8, generator(i, "basis"), name).project(g).square().sum())
+        for i in range(200)
+    ]
     assert abs(np.mean(shares) - 8 / 64) < 5 * math.sqrt(2 * 8) / 64 / math.sqrt(200)
 
 
@@ -180,7 +197,9 @@ def test_coordinates_are_the_entries_and_the_rest_stays_at_the_origin():
     close(basis(s) @ basis(s).T, np.eye(s.dim), 0)
 
 
-@pytest.mark.parametrize("mask", [torch.zeros(5, dtype=torch.bool), torch.ones(5, dtype=torch.bool)], ids=["none", "all"])
+@pytest.mark.parametrize(
+    "mask", [torch.zeros(5, dtype=torch.bool), torch.ones(5, dtype=torch.bool)], ids=["none", "all"]
+)
 def test_empty_and_full_masks(mask):
     origin = draw(5)
     s = coordinates(origin, mask)
@@ -193,7 +212,11 @@ def test_a_segment_goes_from_start_to_end():
     s = segment(start, end)
     close(s.lift(torch.tensor([0.0], dtype=F64)), start, 0)
     close(s.lift(torch.tensor([1.0], dtype=F64)), end, ROUNDING)
-    close(s.lift(torch.tensor([[0.25], [2.0]], dtype=F64)), torch.stack([0.75 * start + 0.25 * end, 2 * end - start]), ROUNDING)
+    close(
+        s.lift(torch.tensor([[0.25], [2.0]], dtype=F64)),
+        torch.stack([0.75 * start + 0.25 * end, 2 * end - start]),
+        ROUNDING,
+    )
 
 
 def test_principal_spans_the_planted_plane():
