@@ -24,7 +24,8 @@ test: $(STAMP)  ## the tests (no GPU, no network, no download)
 	$(BIN)/python -m pytest
 
 check: $(STAMP)  ## formatting rules, types, import directions
-	$(BIN)/ruff check landscape/*.py analysis cli tests benchmarks figures
+	$(BIN)/ruff check landscape/*.py analysis cli tests benchmarks
+	$(BIN)/ruff format --check landscape/*.py analysis cli tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

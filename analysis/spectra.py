@@ -342,7 +342,7 @@ def _density(nodes: np.ndarray, weights: np.ndarray, known: np.ndarray, precisio
     # Chebyshev, Markov, Stieltjes: a Gauss rule's distribution function is off by at most the weight of the node where it is asked
     nearest = np.argmin(np.where(weights > 0, np.abs(filled + zero), np.inf), axis=1)
     below_error += float(np.take_along_axis(weights, nearest[:, None], axis=1).mean())
-    means = np.sum(weights * filled, axis=1)
+    mean, mean_error = map(float, _mean(np.sum(weights * filled, axis=1)))
     mean_curve, error_curve = _mean(curves)
     return Density(
         nodes,
@@ -352,10 +352,10 @@ def _density(nodes: np.ndarray, weights: np.ndarray, known: np.ndarray, precisio
         error_curve,
         width,
         float(np.trapezoid(mean_curve, grid)),
-        tuple(map(float, _mean(means))),
+        (mean, mean_error),
         zero,
         (below, below_error),
-    )  # type: ignore[arg-type]
+    )
 
 
 def _mean(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

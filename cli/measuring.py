@@ -233,18 +233,16 @@ def surface(
     common = common.resolved()
     if span is not None and not 0 < span < math.inf:
         raise UsageError(f"--span must be positive and finite; got {span}.")
-    chosen = {"plane": plane, "side": side, "span": span}
-    path = (
-        {"path": where.run.trajectory().identity} if plane == "trajectory" else {}
-    )  # which every recorded point has a part in
+    chosen: dict[str, Any] = {"plane": plane, "side": side, "span": span}
+    # every recorded point has a part in the principal plane
+    path = {"path": where.run.trajectory().identity} if plane == "trajectory" else {}
 
     def compute() -> Result:
         from landscape.analysis.surfaces import surface as measure
 
         site, task = _site(where, options, common)
-        return _about(
-            measure(site.train, site.point, trajectory=where.run.trajectory(), seed=common.seed, **chosen), site, task
-        )  # type: ignore[arg-type]
+        found = measure(site.train, site.point, trajectory=where.run.trajectory(), seed=common.seed, **chosen)
+        return _about(found, site, task)
 
     answer(
         where.run, "surface", {**_about_place(where), **path, **chosen, **_asked(options, common)}, compute, common.json
