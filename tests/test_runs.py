@@ -211,10 +211,12 @@ def test_places_are_read(tmp_path: Path, name: str, selector: str, step: int) ->
     assert place(str(found)) == found
 
 
-def test_the_default_is_the_caller_s(run: Run) -> None:
+def test_a_point_is_named_once(run: Run) -> None:
     recorded(run, [0, 37])
     assert place(str(run.folder), "init").step == 0
-    assert place(f"{run.folder}@last", "init").step == 37
+    assert place(str(run.folder)).step == 37
+    with pytest.raises(UsageError, match="names a point, and --at init names one again"):
+        place(f"{run.folder}@last", "init")
 
 
 @pytest.mark.parametrize(
