@@ -88,7 +88,7 @@ class Spectrum(Result):
         line = f"{NAMES[self.operator]}, {self.dim:,} dimensions: {end} {len(self.values)} eigenvalues {shown}{', ...' if len(self.values) > 3 else ''}"
         line += f" (residuals at most {self.residuals.max():.1e}, {self.products} products)"
         if self.has_density:
-            line += f"; trace {_with_error(self.trace, self.trace_error)}, {100 * self.negative:.1f}% ± {100 * self.negative_error:.1f}% of the eigenvalues below {-self.zero:.1g}"
+            line += f"; trace {_with_error(self.trace, self.trace_error)}; {self._negative_share()}"
         return line + "."
 
     def caption(self) -> str:
@@ -100,10 +100,10 @@ class Spectrum(Result):
         if self.has_density:
             probes, steps = self.nodes.shape
             text += (
-                f"Eigenvalues within {self.zero:.1g} of 0 have no sign in {self.provenance.get('dtype', 'this')} arithmetic, and a bulk at 0 is resolved only to the weight "
-                f"of one quadrature node: the share below it is known to ± {100 * self.negative_error:.1f}%. "
                 f"The density is the mean over {probes} random probes of {steps} Lanczos steps; the band is ± 2 standard errors; ticks mark the eigenvalues counted one by one. "
-                f"It is smoothed by a Gaussian of width {self.width:.2g}; a bump of height {1 / self.dim:.1e} times the peak of that Gaussian is one eigenvalue. Mass of the curve: {self.mass:.4f}."
+                f"It is smoothed by a Gaussian of width {self.width:.2g}; a bump of height {1 / self.dim:.1e} times the peak of that Gaussian is one eigenvalue. Mass of the curve: {self.mass:.4f}. "
+                f"Below {-self.zero:.1g} lie {100 * self.negative:.0f}% ± {100 * self.negative_error:.0f}% of the eigenvalues; nearer to 0 products of this precision have no "
+                "sign, and a bulk at 0 is known only to the weight of one quadrature node, which the error contains."
             )
         return text
 
@@ -229,6 +229,13 @@ class Spectrum(Result):
         if np.isfinite(floor) and np.isfinite(self.density).any():
             figure.update_yaxes(range=[np.log10(floor), np.log10(np.nanmax(self.density) * 4)])
         return figure
+
+    def _negative_share(self) -> str:
+        """The share below zero in words. A bulk at 0 is one quadrature node, whose sign no finite number of Lanczos steps tells."""
+        if self.negative_error > 0.1:
+            return f"the sign of {100 * self.negative_error:.0f}% of the eigenvalues, a bulk at 0, is not resolved"
+        share = f"{100 * self.negative:.1f}% ± {100 * self.negative_error:.1f}%"
+        return f"{share} of the eigenvalues below {-self.zero:.1g}"
 
     def _floor(self) -> float:
         """Lowest density drawn: a tenth of one eigenvalue's bump."""
