@@ -200,10 +200,12 @@ def main() -> None:
     """Run the chosen parts."""
     parts = {"a": a, "b": b, "c": c, "d": d, "e": e}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=list(parts), choices=[*parts, []])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)}; all by default")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     chosen = parser.parse_args()
+    if odd := set(chosen.parts) - set(parts):
+        parser.error(f"no part {', '.join(sorted(odd))}; there are {', '.join(parts)}")
     torch.set_num_threads(chosen.threads)
     print(
         f"torch {torch.__version__}, {chosen.threads} threads, median of {chosen.rounds} interleaved rounds; ours | theirs"
