@@ -311,8 +311,13 @@ class Network:
                 "the model has no trainable floating-point parameter (requires_grad): there is no landscape to measure."
             )
         offset = 0
-        for name, buffer in module.named_buffers():
-            persistent = name in module.state_dict()
+        held = module.state_dict().keys()
+        for name, buffer in module.named_buffers(remove_duplicate=False):
+            if id(buffer) in first_name:
+                aliases[name] = first_name[id(buffer)]
+                continue
+            first_name[id(buffer)] = name
+            persistent = name in held
             if buffer.is_complex() and persistent:
                 raise UsageError(
                     f"buffer {name} is {_name(buffer.dtype)}: buffers are recorded as real numbers. Register it with persistent=False."
@@ -356,9 +361,11 @@ class Network:
         state.update(self.frozen)
         state.update(buffers)
         state.update({name: value.clone() for name, value in self.constants.items()})
+        state.update({alias: state[name] for alias, name in self.layout.aliases.items()})
         arguments = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
         keywords = inputs if isinstance(inputs, dict) else {}
-        outputs = torch.func.functional_call(self.skeletons[mode], state, arguments, keywords)
+        # ties are in `state`: torch would look for them anew in every call
+        outputs = torch.func.functional_call(self.skeletons[mode], state, arguments, keywords, tie_weights=False)
         if not isinstance(outputs, Tensor):
             outputs = getattr(outputs, "logits", outputs[0] if isinstance(outputs, (tuple, list)) else outputs)
         if not isinstance(outputs, Tensor):

@@ -64,9 +64,14 @@ class Layout:
     entries: tuple[Entry, ...]
     aliases: dict[str, str] = dataclasses.field(default_factory=dict)  # alias -> name that carries the tensor
 
+    @cached_property
+    def _kinds(self) -> dict[str, tuple[Entry, ...]]:
+        kinds = ("parameter", "buffer", "frozen")
+        return {kind: tuple(entry for entry in self.entries if entry.kind == kind) for kind in kinds}
+
     def of(self, kind: str) -> tuple[Entry, ...]:
         """The entries of one kind, by offset."""
-        return tuple(entry for entry in self.entries if entry.kind == kind)
+        return self._kinds[kind]
 
     @property
     def dim(self) -> int:
