@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import zlib
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -66,15 +67,18 @@ class Result:
 
     def to_json(self) -> str:
         """The answer as JSON text. Arrays carry dtype and shape, and hold NaN as null, infinities as "inf" and "-inf"; elsewhere, where None and strings
-        stand too, these are {"float": "nan"} and the like.
+        stand too, these are {"float": "nan"} and the like. `check` is the checksum of all other fields.
         """
         fields = {field.name: _encode(getattr(self, field.name)) for field in dataclasses.fields(self)}
         record = {"kind": self.kind, "schema": SCHEMA, "summary": self.summary(), **fields}
-        return json.dumps(record, allow_nan=False, indent=1) + "\n"
+        return json.dumps({**record, "check": _checksum(record)}, allow_nan=False, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read an answer back. Raises UnsafeInputError where the text is not one, or is of another kind than `cls`."""
+        """Read an answer back. Raises UnsafeInputError where the text is not one, or is of another kind than `cls`, or differs from what was written.
+
+        An answer without `check`, written by hand, is taken as it is.
+        """
         try:
             record = json.loads(text)
             name = record["kind"]
@@ -83,6 +87,10 @@ class Result:
                 raise TypeError(f"kind is {name!r}")
         except (ValueError, KeyError, TypeError) as error:
             raise UnsafeInputError(f"not a result of this tool: {error!r}. Give a results/*.json file.") from None
+        if "check" in record and record.pop("check") != _checksum(record):
+            raise UnsafeInputError(
+                f"the {name} result is damaged: its checksum does not match. Run the analysis again."
+            )
         if schema != SCHEMA:
             raise UnsafeInputError(
                 f"a result of schema {schema}; this version reads schema {SCHEMA}. Run the analysis again."
@@ -111,6 +119,10 @@ class Result:
                     f"the field {field.name!r} of the {name} result is no number: the file is damaged. Run the analysis again."
                 )
         return kind(**values)
+
+
+def _checksum(record: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
 def _encode(value: Any) -> Any:
