@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from landscape import files
-from landscape.cli.options import Basic, Common, note
+from landscape.cli.options import WHOLE, Basic, Common, note
 from landscape.errors import UsageError
 from landscape.runs import Run
 
@@ -27,15 +27,15 @@ def train(
     /,
     *,
     out: Path,
-    steps: int | None = None,
+    steps: Annotated[int | None, WHOLE] = None,
     lr: float | None = None,
-    batch_size: int | None = None,
+    batch_size: Annotated[int | None, WHOLE] = None,
     optimizer: Literal["sgd", "adam"] | None = None,
     momentum: float | None = None,
     weight_decay: float | None = None,
     schedule: Literal["constant", "step", "cosine"] | None = None,
     milestones: Annotated[tuple[float, ...] | None, Parameter(negative="")] = None,
-    warmup: int | None = None,
+    warmup: Annotated[int | None, WHOLE] = None,
     clip: float | None = None,
     augment: str | None = None,
     precision: Literal["full", "bf16"] | None = None,
@@ -44,9 +44,9 @@ def train(
     norm: str | None = None,
     data: Path | None = None,
     download: Annotated[bool, Parameter(negative="")] = False,
-    limit: int | None = None,
+    limit: Annotated[int | None, WHOLE] = None,
     record_every: str = "auto",
-    evaluations: int = 20,
+    evaluations: Annotated[int, WHOLE] = 20,
     commit_seconds: float = 30.0,
     common: Common = Common(),  # noqa: B008 (frozen)
 ) -> None:
@@ -163,7 +163,7 @@ def import_(
     activation: str | None = None,
     norm: str | None = None,
     data: Path | None = None,
-    limit: int | None = None,
+    limit: Annotated[int | None, WHOLE] = None,
     allow_nonfinite: Annotated[bool, Parameter(negative="")] = False,
     common: Basic = Basic(),  # noqa: B008 (frozen)
 ) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from landscape.cli.options import Common, Subject, answer, tell
+from landscape.cli.options import WHOLE, Common, Subject, answer, tell
 from landscape.errors import LandscapeError, UsageError
 from landscape.runs import Place, place
 
@@ -70,14 +70,14 @@ def spectrum(
     /,
     *,
     at: str | None = None,
-    top: int = 10,
+    top: Annotated[int, WHOLE] = 10,
     density: Annotated[bool, Parameter(negative="")] = False,
     operator: Literal["hessian", "gauss-newton"] = "hessian",
     which: Literal["largest", "smallest", "both", "magnitude"] = "largest",
-    probes: int = 10,
-    lanczos_steps: int = 80,
+    probes: Annotated[int, WHOLE] = 10,
+    lanczos_steps: Annotated[int, WHOLE] = 80,
     tolerance: float = 1e-4,
-    max_products: int = 500,
+    max_products: Annotated[int, WHOLE] = 500,
     options: Subject = Subject(),  # noqa: B008 (frozen)
     common: Common = Common(),  # noqa: B008 (frozen)
 ) -> None:
@@ -132,8 +132,8 @@ def barrier(
     second: str,
     /,
     *,
-    points: int = 25,
-    refine: int = 8,
+    points: Annotated[int, WHOLE] = 25,
+    refine: Annotated[int, WHOLE] = 8,
     bn: Literal["average", "recompute", "endpoint", "batch"] | None = None,
     options: Subject = Subject(),  # noqa: B008 (frozen)
     common: Common = Common(),  # noqa: B008 (frozen)
@@ -205,7 +205,7 @@ def surface(
     *,
     at: str | None = None,
     plane: Literal["trajectory", "random"] = "trajectory",
-    side: int = 41,
+    side: Annotated[int, WHOLE] = 41,
     span: float | None = None,
     options: Subject = Subject(),  # noqa: B008 (frozen)
     common: Common = Common(),  # noqa: B008 (frozen)

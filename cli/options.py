@@ -6,12 +6,12 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 from landscape.runs import Run
 
@@ -21,6 +21,20 @@ if TYPE_CHECKING:
     from landscape.results import Result
 
 
+def _whole(kind: object, tokens: Sequence[Token]) -> int:
+    """Read a whole number, also as 1e3; 2.5 is refused and not cut to 2."""
+    text = tokens[0].value
+    with contextlib.suppress(ValueError):
+        return int(text)
+    with contextlib.suppress(ValueError):
+        if float(text).is_integer():
+            return int(float(text))
+    raise ValueError(f'"{text}" is not a whole number (int).')
+
+
+WHOLE = Parameter(converter=_whole)
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Basic:
@@ -28,7 +42,7 @@ class Basic:
 
     json: Annotated[bool, Parameter(negative="")] = False
     """Print the answer as one line of JSON."""
-    seed: int = 0
+    seed: Annotated[int, WHOLE] = 0
     """The root of every random stream."""
     config: Path | None = None
     """YAML file of options; flags win over it."""
@@ -64,7 +78,7 @@ class Subject:
     """Folder of the data set, where it is not the one recorded."""
     task: str | None = None
     """For runs made with your own code: its package.module:function or file.py:function again. Code is run only when you name it."""
-    rows: int | None = None
+    rows: Annotated[int | None, WHOLE] = None
     """Measure on this many training rows only, drawn once; default all."""
 
 

@@ -154,6 +154,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         (["train", "digits-mlp", "--out"], "--out"),
         (["train", "digits-mlp", "--out", "x", "--steps", "many"], ("--steps", '"many"', "int")),
         (["train", "digits-mlp", "--out", "x", "--lr", "fast"], ("--lr", '"fast"')),
+        (["train", "digits-mlp", "--out", "x", "--steps", "2.5"], '"2.5" is not a whole number'),
         (["train", "digits-mlp", "--out", "x", "--lr", "nan"], "lr must be positive and finite; got nan"),
         (["train", "digits-mlp", "--out", "x", "--lr", "0"], "got 0"),
         (["train", "digits-mlp", "--out", "x", "--steps", "-3"], "steps must be at least 0; got -3"),
@@ -245,6 +246,7 @@ def test_points_that_are_there_are_found(shell: Shell, made: Path, tmp_path: Pat
         ("steps: [1, 2]\n", "steps"),
         ("steps: {a: 1}\n", "steps"),
         ("lr: .nan\n", "lr must be positive"),
+        ("steps: 2.5\n", '"2.5" is not a whole number'),
         ("lr: 1e-3x\n", "lr"),
         ("optimizer: 3\n", ("optimizer", '"sgd"')),
         ("milestones: [0.5, x]\n", "milestones"),
@@ -837,3 +839,12 @@ def test_the_exit_code_is_that_of_the_process() -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("landscape: nowhere does not exist.")
+
+
+def test_whole_numbers_are_read_whole() -> None:
+    """Also beyond what a float holds, and in the notation of powers."""
+    for text, number in (("9007199254740993", 9007199254740993), ("2e3", 2000)):
+        _, bound, _ = app.parse_args(
+            ["train", "digits-mlp", "--out", "x", "--steps", text], exit_on_error=False, print_error=False
+        )
+        assert bound.arguments["steps"] == number
