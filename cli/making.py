@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from landscape import files
-from landscape.cli.options import WHOLE, Basic, Common, note
+from landscape.cli.options import WHOLE, Common, note
 from landscape.errors import UsageError
 from landscape.runs import Run
 
@@ -165,7 +165,9 @@ def import_(
     data: Path | None = None,
     limit: Annotated[int | None, WHOLE] = None,
     allow_nonfinite: Annotated[bool, Parameter(negative="")] = False,
-    common: Basic = Basic(),  # noqa: B008 (frozen)
+    seed: Annotated[int, WHOLE] = 0,
+    json: Annotated[bool, Parameter(negative="")] = False,
+    config: Path | None = None,
 ) -> None:
     """Import checkpoints made elsewhere into a run, so that every analysis takes them.
 
@@ -195,6 +197,12 @@ def import_(
         Use this many training rows only.
     allow_nonfinite
         Accept NaN or infinite weights.
+    seed
+        For tasks whose model is made from one: that of the run which wrote the checkpoints.
+    json
+        Print the run as one line of JSON.
+    config
+        YAML file of options; flags win over it.
     """
     from landscape import tasks
     from landscape.recordings import import_checkpoints
@@ -203,7 +211,7 @@ def import_(
         raise UsageError("no checkpoint given. Name files or folders: landscape import CKPT... --task TASK --out RUN")
     found = tasks.find(task, width=width, activation=activation, norm=norm, data=data, limit=limit)
     options = {
-        "task": task, **_task_options(width, activation, norm, data, limit), "seed": common.seed, "checkpoints": [str(path) for path in checkpoints],
+        "task": task, **_task_options(width, activation, norm, data, limit), "seed": seed, "checkpoints": [str(path) for path in checkpoints],
         "allow_nonfinite": allow_nonfinite,
     }  # fmt: skip
     run = Run(out)
@@ -211,7 +219,7 @@ def import_(
         if not run.begin("import", options, _about(found)):
             for line in import_checkpoints(run, found, checkpoints, allow_nonfinite=allow_nonfinite):
                 note(line)
-    _announce(run, common.json)
+    _announce(run, json)
 
 
 def _watch(descent: Iterator[Progress], text: str) -> None:

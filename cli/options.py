@@ -37,8 +37,8 @@ WHOLE = Parameter(converter=_whole)
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class Basic:
-    """Options of every command that makes something."""
+class Common:
+    """Options of every command that computes."""
 
     json: Annotated[bool, Parameter(negative="")] = False
     """Print the answer as one line of JSON."""
@@ -46,13 +46,6 @@ class Basic:
     """The root of every random stream."""
     config: Path | None = None
     """YAML file of options; flags win over it."""
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class Common(Basic):
-    """Options of every command that computes."""
-
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute: auto is CUDA, else MPS, else the CPU."""
     dtype: Literal["float32", "float64"] | None = None
