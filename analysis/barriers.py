@@ -40,7 +40,7 @@ from torch import Tensor, nn
 
 from landscape.analysis.styles import BLUE, GREY, VERMILION, interactive
 from landscape.errors import UsageError, unknown
-from landscape.objectives import Buffers, Network, NormMode, Objective
+from landscape.objectives import Buffers, Network, NormMode, Objective, dtype_name
 from landscape.results import Result
 from landscape.seeds import generator
 
@@ -329,7 +329,7 @@ def barrier(
         question={},
         provenance={
             "rows": {split: len(f.rows) for split, f in splits.items()},
-            "dtype": str(train.dtype).removeprefix("torch."),
+            "dtype": dtype_name(train.dtype),
             "device": str(train.device),
             "D": train.model.layout.dim,
             "chunk": train.chunk,

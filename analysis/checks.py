@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from landscape.objectives import Objective, free_memory
+from landscape.objectives import Objective, dtype_name, free_memory
 from landscape.results import Result
 from landscape.seeds import generator
 
@@ -120,7 +120,7 @@ def check(
 def _checkup(subject: str, findings: list[dict[str, Any]], f: Objective, seed: int) -> Checkup:
     provenance = {
         "seed": seed,
-        "dtype": str(f.dtype).removeprefix("torch."),
+        "dtype": dtype_name(f.dtype),
         "device": f.device.type,
         "rows": len(f.rows),
     }

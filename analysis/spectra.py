@@ -13,14 +13,15 @@ Sources: Ghorbani, Krishnan, Xiao 2019, algorithm 1 and section 2; Golub and Wel
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from landscape.errors import UsageError, unknown
-from landscape.objectives import Objective, require_finite
-from landscape.operators import Which, eigenpairs, quadrature
+from landscape.objectives import Objective, dtype_name, require_finite
+from landscape.operators import Quadrature, Which, eigenpairs, quadrature
 from landscape.results import Result
 from landscape.seeds import generator
 
@@ -30,22 +31,6 @@ if TYPE_CHECKING:
 
 NAMES = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton matrix"}
 OPERATORS = tuple(NAMES)
-
-
-@dataclass(frozen=True)
-class Density:
-    """A spectral density by stochastic Lanczos quadrature."""
-
-    nodes: np.ndarray  # (P, m) NaN where a probe ended early
-    weights: np.ndarray  # (P, m), each row sums to 1
-    grid: np.ndarray  # (G,)
-    density: np.ndarray  # (G,) per unit eigenvalue, mean over probes
-    density_error: np.ndarray  # (G,) standard error over probes
-    width: float  # standard deviation of the smoothing Gaussian
-    mass: float  # integral of the smooth curve over the grid: 1 up to the grid's error
-    mean: tuple[float, float]  # trace / d and its standard error
-    zero: float  # what products of this precision cannot tell from 0
-    negative: tuple[float, float]  # share of eigenvalues below -zero, and its error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +48,15 @@ class Spectrum(Result):
     converged: np.ndarray  # (k,) bool
     tolerance: float
     products: int
-    nodes: np.ndarray  # (P, m); (0, 0) where no density was asked for, likewise below
-    weights: np.ndarray  # (P, m)
+    nodes: np.ndarray  # (P, m), NaN where a probe ended early; empty where no density was asked for, likewise below, and NaN for numbers
+    weights: np.ndarray  # (P, m), each row sums to 1
     grid: np.ndarray  # (G,)
-    density: np.ndarray  # (G,)
-    density_error: np.ndarray  # (G,)
-    width: float
-    mass: float
-    trace: float  # NaN without density
-    trace_error: float
+    density: np.ndarray  # (G,) per unit eigenvalue, mean over probes
+    density_error: np.ndarray  # (G,) standard error over probes
+    width: float  # standard deviation of the smoothing Gaussian
+    mass: float  # integral of the smooth curve over the grid: 1 up to the grid's error
+    trace: float
+    trace_error: float  # standard error over probes
     zero: float  # what products of this precision cannot tell from 0: 100 eps max |eigenvalue|
     negative: float  # share of eigenvalues below -zero
     negative_error: float  # standard error over probes, plus the weight of the quadrature node at the threshold, which bounds the rule's own error
@@ -281,28 +266,27 @@ def spectrum(
         notes.append(f"asked for {top} eigenvalues of a {f.dim}-dimensional matrix: all {f.dim} are given.")
     asymmetry = matrix.asymmetry(generator(seed, "symmetry"))
     # products agree to rounding times the depth of the sums; a hundredfold is no rounding
-    if asymmetry > 1e4 * float(np.finfo(str(f.dtype).removeprefix("torch.")).eps):
+    if asymmetry > 1e4 * torch.finfo(f.dtype).eps:
         notes.append(
             f"products are not symmetric (relative difference {asymmetry:.1e}): the loss is not twice differentiable here, or the data differ between passes."
         )
     loss, gradient = f.value_and_gradient(z)
-    answer, products = None, pairs.products
+    curve, products = _NO_DENSITY, pairs.products
     if density:
         rule = quadrature(
             matrix, probes=probes, steps=steps, generators=[generator(seed, "probe", p) for p in range(probes)]
         )
         products += rule.products
-        answer = _density(
-            rule.nodes, rule.weights, pairs.values, 100 * float(np.finfo(str(f.dtype).removeprefix("torch.")).eps)
-        )
-    if answer is not None and abs(answer.mass - 1) > 0.01:
-        notes.append(f"the smooth density has mass {answer.mass:.3f}, not 1: its grid misses some of the spectrum.")
-    empty = np.empty(0)
+        curve = _density(f.dim, rule, pairs.values, 100 * torch.finfo(f.dtype).eps)
+        if abs(curve["mass"] - 1) > 0.01:
+            notes.append(
+                f"the smooth density has mass {curve['mass']:.3f}, not 1: its grid misses some of the spectrum."
+            )
     return Spectrum(
         question={},
         provenance={
             "seed": seed,
-            "dtype": str(f.dtype).removeprefix("torch."),
+            "dtype": dtype_name(f.dtype),
             "device": f.device.type,
             "norm": f.norm,
         },
@@ -318,22 +302,22 @@ def spectrum(
         converged=pairs.converged,
         tolerance=tolerance,
         products=products,
-        nodes=empty.reshape(0, 0) if answer is None else answer.nodes,
-        weights=empty.reshape(0, 0) if answer is None else answer.weights,
-        grid=empty if answer is None else answer.grid,
-        density=empty if answer is None else answer.density,
-        density_error=empty if answer is None else answer.density_error,
-        width=float("nan") if answer is None else answer.width,
-        mass=float("nan") if answer is None else answer.mass,
-        trace=float("nan") if answer is None else answer.mean[0] * f.dim,
-        trace_error=float("nan") if answer is None else answer.mean[1] * f.dim,
-        zero=float("nan") if answer is None else answer.zero,
-        negative=float("nan") if answer is None else answer.negative[0],
-        negative_error=float("nan") if answer is None else answer.negative[1],
+        **curve,
     )
 
 
-def _density(nodes: np.ndarray, weights: np.ndarray, known: np.ndarray, precision: float) -> Density:
+_EMPTY, _NAN = np.empty(0), float("nan")
+_NO_DENSITY: dict[str, Any] = {
+    "nodes": _EMPTY.reshape(0, 0),
+    "weights": _EMPTY.reshape(0, 0),
+    **dict.fromkeys(("grid", "density", "density_error"), _EMPTY),
+    **dict.fromkeys(("width", "mass", "trace", "trace_error", "zero", "negative", "negative_error"), _NAN),
+}
+
+
+def _density(dim: int, rule: Quadrature, known: np.ndarray, precision: float) -> dict[str, Any]:
+    """The fields of a Spectrum that tell of its density; `known` eigenvalues lie on the grid too."""
+    nodes, weights = rule.nodes, rule.weights
     low, high = (float(pick([np.nanmin(nodes), np.nanmax(nodes), *known])) for pick in (min, max))
     span = max(high - low, 1e-12 * max(abs(high), abs(low), 1.0))
     # a 1/200 of the range: as fine as a page shows; the nodes are stored for whoever wants another
@@ -351,18 +335,20 @@ def _density(nodes: np.ndarray, weights: np.ndarray, known: np.ndarray, precisio
     below_error += float(np.take_along_axis(weights, nearest[:, None], axis=1).mean())
     mean, mean_error = map(float, _mean(np.sum(weights * filled, axis=1)))
     mean_curve, error_curve = _mean(curves)
-    return Density(
-        nodes,
-        weights,
-        grid,
-        mean_curve,
-        error_curve,
-        width,
-        float(np.trapezoid(mean_curve, grid)),
-        (mean, mean_error),
-        zero,
-        (below, below_error),
-    )
+    return {
+        "nodes": nodes,
+        "weights": weights,
+        "grid": grid,
+        "density": mean_curve,
+        "density_error": error_curve,
+        "width": width,
+        "mass": float(np.trapezoid(mean_curve, grid)),
+        "trace": mean * dim,
+        "trace_error": mean_error * dim,
+        "zero": zero,
+        "negative": below,
+        "negative_error": below_error,
+    }
 
 
 def _mean(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

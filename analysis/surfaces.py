@@ -32,7 +32,7 @@ from torch import Tensor
 from landscape import subspaces
 from landscape.analysis import styles
 from landscape.errors import LandscapeError, UsageError, unknown
-from landscape.objectives import Objective, require_finite
+from landscape.objectives import Objective, dtype_name, require_finite
 from landscape.recordings import named_buffers
 from landscape.results import Result
 from landscape.seeds import generator
@@ -306,7 +306,7 @@ def surface_on(
         question={},
         provenance={
             "rows": len(f.rows),
-            "dtype": str(f.dtype).removeprefix("torch."),
+            "dtype": dtype_name(f.dtype),
             "device": str(f.device),
             "D": f.dim,
             "norm": f.norm,

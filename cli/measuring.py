@@ -255,8 +255,8 @@ def _about_place(where: Place) -> dict[str, Any]:
 
 
 def _is_run(subject: str) -> bool:
-    folder = subject.partition("@")[0]
-    return Path(subject).is_dir() or Path(folder).is_dir()
+    folder = subject.rpartition("@")[0]  # as `place` reads it: the folder's own name may hold an @
+    return Path(subject).is_dir() or (folder != "" and Path(folder).is_dir())
 
 
 def _asked(options: Subject, common: Common) -> dict[str, Any]:

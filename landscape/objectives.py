@@ -294,12 +294,12 @@ class Network:
                 raise UsageError(f"parameter {name} lies on the meta device and has no values: load the weights first.")
             if parameter.requires_grad and not parameter.is_floating_point():
                 raise UsageError(
-                    f"parameter {name} is trained and {_name(value.dtype)}: landscapes are over real numbers. Hold real and imaginary parts apart, or freeze it."
+                    f"parameter {name} is trained and {dtype_name(value.dtype)}: landscapes are over real numbers. Hold real and imaginary parts apart, or freeze it."
                 )
             trained = parameter.requires_grad
             place = offset if trained else 0
             entries.append(
-                Entry(name, tuple(value.shape), place, _name(value.dtype), "parameter" if trained else "frozen")
+                Entry(name, tuple(value.shape), place, dtype_name(value.dtype), "parameter" if trained else "frozen")
             )
             if trained:
                 parts.append(value.to(device, dtype).flatten())
@@ -320,11 +320,11 @@ class Network:
             persistent = name in held
             if buffer.is_complex() and persistent:
                 raise UsageError(
-                    f"buffer {name} is {_name(buffer.dtype)}: buffers are recorded as real numbers. Register it with persistent=False."
+                    f"buffer {name} is {dtype_name(buffer.dtype)}: buffers are recorded as real numbers. Register it with persistent=False."
                 )
             value = _cast(buffer.detach().clone(), device, dtype)
             if persistent:
-                entries.append(Entry(name, tuple(value.shape), offset, _name(buffer.dtype), "buffer"))
+                entries.append(Entry(name, tuple(value.shape), offset, dtype_name(buffer.dtype), "buffer"))
                 offset += value.numel()
                 buffers[name] = value
             else:
@@ -385,7 +385,8 @@ def _drops(part: nn.Module) -> bool:
     return isinstance(share, (int, float)) and share > 0
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float32` of torch.float32: as records and options write it."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -505,7 +506,7 @@ class Objective:
         dtype: torch.dtype = torch.float64,
     ) -> Objective:
         """The objective of a differentiable function (D,) -> () written in torch: no data, so one row."""
-        layout = Layout((Entry("w", (dim,), 0, _name(dtype), "parameter"),))
+        layout = Layout((Entry("w", (dim,), 0, dtype_name(dtype), "parameter"),))
         rows = Rows(torch.zeros(1, device=device), torch.zeros(1, device=device))
         loss = Loss("function", lambda outputs, _: _ones(outputs), False)
         return Objective(Formula(function, layout), loss, rows, {}, dtype, torch.device(device), 1)
@@ -839,7 +840,7 @@ def free_memory(device: torch.device) -> int:
 def _try_two_rows(f: Objective, w: Tensor) -> None:
     """Evaluate two rows, so that a model, a loss and data that do not fit each other are told so with their shapes, before any work is done."""
     rows = f.rows.take(slice(0, 2))
-    shapes = ", ".join(f"{tuple(tensor.shape)} {_name(tensor.dtype)}" for tensor in _tensors(rows.inputs))
+    shapes = ", ".join(f"{tuple(tensor.shape)} {dtype_name(tensor.dtype)}" for tensor in _tensors(rows.inputs))
     try:
         with torch.no_grad(), warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
@@ -854,7 +855,7 @@ def _try_two_rows(f: Objective, w: Tensor) -> None:
     except Exception as error:
         if lines := users_lines(error):
             raise LandscapeError(f"your code failed on two rows of inputs {shapes}:\n{lines}") from error
-        targets = f"{tuple(rows.targets.shape)} {_name(rows.targets.dtype)}"
+        targets = f"{tuple(rows.targets.shape)} {dtype_name(rows.targets.dtype)}"
         raise UsageError(
             f"model, loss {f.loss.name} and data do not fit each other. Two rows of inputs {shapes} with targets {targets} gave: "
             f"{type(error).__name__}: {error}"
