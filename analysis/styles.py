@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,7 @@ def house() -> Iterator[None]:
 
 
 def sheet(result: Result) -> Sheet:
-    """All panels of a result side by side. Call inside `house()`."""
+    """All panels of a result side by side, two rows of them beyond three. Call inside `house()`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Sheet
 
@@ -71,10 +72,15 @@ def sheet(result: Result) -> Sheet:
             f"the answer of kind {result.kind!r} is a table and has no picture. Read it in the report, or with --json."
         )
     width, height = PANEL_INCHES
-    figure = Sheet(figsize=(width * len(panels), height), layout="constrained")
+    rows = 1 if len(panels) <= 3 else 2
+    columns = math.ceil(len(panels) / rows)
+    figure = Sheet(figsize=(width * columns, height * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    for ax, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    places = figure.subplots(rows, columns, squeeze=False).flat
+    for ax, panel in zip(places, panels, strict=False):
         result.plot(ax, panel)
+    for ax in places:  # an odd number leaves one over
+        ax.remove()
     return figure
 
 

@@ -37,7 +37,7 @@ app = cyclopts.App(
 for place, (group, commands) in enumerate(
     {
         "Make a run": (making.train, making.import_),
-        "Measure": (measuring.check, measuring.spectrum, measuring.barrier, measuring.surface),
+        "Measure": (measuring.check, measuring.spectrum, measuring.sharpness, measuring.barrier, measuring.surface),
         "Look": (looking.tasks, looking.show, looking.plot, looking.report, looking.demo),
     }.items()
 ):

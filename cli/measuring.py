@@ -1,4 +1,4 @@
-"""The commands that measure: check, spectrum, barrier, surface."""
+"""The commands that measure: check, spectrum, sharpness, barrier, surface."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from landscape.recordings import Site
     from landscape.results import Result
     from landscape.tasks import Task
+
+
+Matrix = Literal["hessian", "gauss-newton", "fisher", "empirical-fisher", "gradient-covariance"]
 
 
 def check(
@@ -72,59 +75,204 @@ def spectrum(
     at: str | None = None,
     top: Annotated[int, WHOLE] = 10,
     density: Annotated[bool, Parameter(negative="")] = False,
-    operator: Literal["hessian", "gauss-newton"] = "hessian",
+    layers: Annotated[bool, Parameter(negative="")] = False,
+    operator: Matrix = "hessian",
+    params: str | None = None,
     which: Literal["largest", "smallest", "both", "magnitude"] = "largest",
-    probes: Annotated[int, WHOLE] = 10,
-    lanczos_steps: Annotated[int, WHOLE] = 80,
-    tolerance: float = 1e-4,
+    accuracy: float | None = None,
+    counted: Annotated[int | None, WHOLE] = None,
+    probes: Annotated[int | None, WHOLE] = None,
+    lanczos_steps: Annotated[int | None, WHOLE] = None,
+    tolerance: float | None = None,
     max_products: Annotated[int, WHOLE] = 500,
+    basis: Annotated[int | None, WHOLE] = None,
+    host: Annotated[bool, Parameter(negative="")] = False,
+    engine: Literal["native", "pyhessian"] = "native",
     options: Subject = Subject(),  # noqa: B008 (frozen)
     common: Common = Common(),  # noqa: B008 (frozen)
 ) -> None:
-    """Eigenvalues of the loss's curvature at a point, each with its residual, and the density of all of them.
+    """Eigenvalues of the loss's curvature at a point, each with its residual and error bound, and the density of all of them; or layer by layer; or along the run.
 
     Examples:
       landscape spectrum runs/a --top 10 --density
       landscape spectrum runs/a@init --operator gauss-newton
+      landscape spectrum runs/a --params 'layer3.*' --layers
+      landscape spectrum runs/a --at all --top 3
 
     Parameters
     ----------
     run
         A RUN, or a point in it: RUN@step=500, RUN@init.
     at
-        Which point, where RUN names none: last (the default), init, or step=500.
+        Which point, where RUN names none: last (the default), init, or a step; or all, every recorded point, as `landscape sharpness` draws them.
     top
         Number of eigenvalues.
     density
-        Also the spectral density, by stochastic Lanczos quadrature.
+        Also the spectral density, by stochastic Lanczos quadrature beside the eigenvalues counted one by one.
+    layers
+        Instead, each layer's own block of the matrix: its largest eigenvalue and its trace.
     operator
-        The Hessian, or the generalised Gauss-Newton matrix.
+        The Hessian, the generalised Gauss-Newton matrix, the Fisher matrix by labels drawn from the model or by the true ones, or the second moment of the rows' gradients.
+    params
+        Only of parameters of these names: globs, several separated by commas. The others stand still.
     which
         The end of the spectrum.
+    accuracy
+        Of the density: its distance from the true spectrum in units of the mean |eigenvalue|. Products are spent until it is reached; 0.05 where nothing else is given.
+    counted
+        Instead of an accuracy: this many eigenvalues of the density counted one by one,
     probes
-        Random vectors of the density; its error band comes from their spread.
+        and this many random vectors for the rest; the error band comes from their spread,
     lanczos_steps
-        Products a probe.
+        with this many products a vector.
     tolerance
-        On each residual, relative to the largest eigenvalue.
+        On each residual, relative to the largest eigenvalue; 1e-4, and 1e-2 along a run.
     max_products
-        Give up after this many; what did not converge is marked.
+        Give up after this many; what did not converge is marked. A density takes at most four times as many more.
+    basis
+        Hold at most this many vectors of the length of the parameters; by default what fits in 256 MiB, at least 2 top + 8.
+    host
+        Hold them in the memory of the CPU.
+    engine
+        pyhessian: put the question to PyHessian (with --which magnitude); the residuals are ours.
     """
+    chosen: dict[str, Any] = {"top": top, "operator": operator, "max_products": max_products}
+    if at == "all":
+        idle = {
+            "--density": density, "--layers": layers, "--params": params is not None, "--engine": engine != "native", "--basis": basis is not None,
+            "--host": host, "--which": which not in ("largest", "both"), "--accuracy": accuracy is not None,
+            "--counted": counted is not None, "--probes": probes is not None, "--lanczos-steps": lanczos_steps is not None,
+        }  # fmt: skip
+        if given := [name for name, is_given in idle.items() if is_given]:
+            raise UsageError(
+                f"{given[0]} is for one point, and --at all takes every recorded one. Leave one of them out."
+            )
+        _along(
+            run, {**chosen, "which": which, "tolerance": 1e-2 if tolerance is None else tolerance}, {}, options, common
+        )
+        return
     where = place(run, at)
     common = common.resolved()
-    if not 0 < tolerance < math.inf:
-        raise UsageError(f"--tolerance must be positive and finite; got {tolerance}.")
-    chosen = {"top": top, "operator": operator, "which": which, "tolerance": tolerance, "max_products": max_products}
-    if density:
-        chosen |= {"density": True, "probes": probes, "steps": lanczos_steps}
+    chosen |= {"tolerance": _positive("--tolerance", 1e-4 if tolerance is None else tolerance)}
+    about = _about_place(where)
+    if layers:
+        if density or engine != "native" or which != "largest":
+            raise UsageError(
+                "--layers gives each layer's largest eigenvalues and trace: leave --density, --engine and --which out."
+            )
+        chosen |= {"params": params or "*"}
+        if accuracy is not None:
+            chosen["accuracy"] = _positive("--accuracy", accuracy)
 
-    def compute() -> Result:
+        def compute() -> Result:
+            from landscape.analysis.layerwise import layers as measure
+
+            site, task = _site(where, options, common)
+            return _about(measure(site.train, site.point, seed=common.seed, **chosen), site, task)
+
+        answer(where.run, "layers", {**about, **chosen, **_asked(options, common)}, compute, common.json)
+        return
+    chosen |= {"which": which, "engine": engine}
+    if basis is not None or host:
+        chosen |= {"basis": basis, "host": host}
+    if density:
+        chosen |= {"density": True, "counted": counted, "probes": probes, "steps": lanczos_steps}
+        chosen["accuracy"] = None if accuracy is None else _positive("--accuracy", accuracy)
+    elif not (accuracy is None and counted is None and probes is None and lanczos_steps is None):
+        raise UsageError("--accuracy, --counted, --probes and --lanczos-steps are of a density: add --density.")
+    asked = {**about, **chosen, **_asked(options, common)} | ({"params": params} if params else {})
+
+    def compute_spectrum() -> Result:
         from landscape.analysis.spectra import spectrum as measure
+        from landscape.recordings import among
 
         site, task = _site(where, options, common)
-        return _about(measure(site.train, site.point, seed=common.seed, **chosen), site, task)  # type: ignore[arg-type]
+        f, point = among(site.train, site.point, params)
+        return _about(measure(f, point, seed=common.seed, **chosen), site, task)
 
-    answer(where.run, "spectrum", {**_about_place(where), **chosen, **_asked(options, common)}, compute, common.json)
+    answer(where.run, "spectrum", asked, compute_spectrum, common.json)
+
+
+def sharpness(
+    run: str,
+    /,
+    *,
+    top: Annotated[int, WHOLE] = 5,
+    every: Annotated[int, WHOLE] = 1,
+    first: Annotated[int | None, Parameter(name="--from"), WHOLE] = None,
+    last: Annotated[int | None, Parameter(name="--to"), WHOLE] = None,
+    operator: Matrix = "hessian",
+    which: Literal["largest", "both"] = "largest",
+    trace: Annotated[bool, Parameter(negative="")] = False,
+    warm: bool = True,
+    tolerance: float = 1e-2,
+    max_products: Annotated[int, WHOLE] = 500,
+    options: Subject = Subject(),  # noqa: B008 (frozen)
+    common: Common = Common(),  # noqa: B008 (frozen)
+) -> None:
+    """Curvature along a run: the top eigenvalues against the step with the edge of stability 2/lr, the gradient's share in their space, and how long that space lasts.
+
+    Examples:
+      landscape sharpness runs/a
+      landscape sharpness runs/a --top 1 --every 10 --trace
+
+    Parameters
+    ----------
+    run
+        A RUN. Every recorded point is measured, or each --every-th of them.
+    top
+        Number of eigenvalues.
+    every
+        Measure each so many recorded points, and the last.
+    first
+        From this step on.
+    last
+        Up to this step.
+    operator
+        As for `landscape spectrum`.
+    which
+        The largest eigenvalues, or both ends.
+    trace
+        Also the trace, to 5%.
+    warm
+        Start each point from the eigenvectors of the one before, and look for hidden ones at each tenth; --no-warm measures each by itself.
+    tolerance
+        On each residual, relative to the largest eigenvalue. The error of a value is of the order of its square.
+    max_products
+        Give up after this many a point; what did not converge is marked.
+    """
+    chosen = {
+        "top": top,
+        "operator": operator,
+        "which": which,
+        "tolerance": tolerance,
+        "max_products": max_products,
+        "warm": warm,
+        "trace_accuracy": 0.05 if trace else None,
+    }
+    _along(run, chosen, {"every": every, "first": first, "last": last}, options, common)
+
+
+def _along(run: str, chosen: dict[str, Any], steps: dict[str, Any], options: Subject, common: Common) -> None:
+    """Measure at every recorded point that `steps` chooses."""
+    where = place(run)
+    if not (Path(run).is_dir() or run.endswith("@last")):
+        raise UsageError(f"{run} is one point, and every recorded one is asked for: name the run alone.")
+    common = common.resolved()
+    _positive("--tolerance", chosen["tolerance"])
+    path = {"path": where.run.trajectory().identity}
+
+    def compute() -> Result:
+        from landscape.analysis.curvatures import Method, stations
+        from landscape.analysis.curvatures import sharpness as measure
+
+        site, task = _site(where, options, common)
+        found = measure(
+            site.train, stations(site, **steps), method=Method.of(where.run.options), seed=common.seed, **chosen
+        )
+        return _about(found, site, task)
+
+    answer(where.run, "sharpness", {**path, **steps, **chosen, **_asked(options, common)}, compute, common.json)
 
 
 def barrier(
@@ -247,6 +395,12 @@ def surface(
     answer(
         where.run, "surface", {**_about_place(where), **path, **chosen, **_asked(options, common)}, compute, common.json
     )
+
+
+def _positive(flag: str, value: float) -> float:
+    if not 0 < value < math.inf:
+        raise UsageError(f"{flag} must be positive and finite; got {value}.")
+    return value
 
 
 def _about_place(where: Place) -> dict[str, Any]:

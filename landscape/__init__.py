@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from landscape.analysis.barriers import barrier as barrier
     from landscape.analysis.checks import check as check
+    from landscape.analysis.curvatures import sharpness as sharpness
+    from landscape.analysis.layerwise import layers as layers
     from landscape.analysis.spectra import spectrum as spectrum
     from landscape.analysis.surfaces import surface as surface
     from landscape.descent import Recipe as Recipe
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "landscape.analysis.barriers": ("barrier",),
     "landscape.analysis.checks": ("check",),
+    "landscape.analysis.curvatures": ("sharpness",),
+    "landscape.analysis.layerwise": ("layers",),
     "landscape.analysis.spectra": ("spectrum",),
     "landscape.analysis.surfaces": ("surface",),
     "landscape.descent": ("Recipe", "Start", "State", "descend"),

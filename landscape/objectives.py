@@ -8,8 +8,8 @@ Sums and weights are added up over chunks of rows and divided once at the end: n
 buffers (BatchNorm statistics) stand apart. The module is evaluated through a private copy by `torch.func.functional_call`, so that the
 user's model is never written to: no train mode, no `.grad`, no running statistics.
 
-Hessian products differentiate the gradient a second time (double backward; Pearlmutter 1994), with the gradient's graph kept between products
-where memory allows. Gauss-Newton products J^T H_l J v take J v by differentiating J^T u, linear in u (Schraudolph 2002).
+Of second derivatives there are, beside the Hessian, four matrices J^T B J (J the Jacobian of the outputs): see `CURVATURES`. How their products are taken
+stands in `landscape.curvature`. A restriction differentiates only by the tensors that its coordinates move.
 """
 
 from __future__ import annotations
@@ -17,22 +17,21 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from functools import cached_property
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
+from landscape.curvature import Chunks, Product, hessian_graph, outer, sandwich_graph, twice_differentiable
+from landscape.curvature import free_memory as free_memory
 from landscape.errors import LandscapeError, UsageError, unknown, users_lines
 from landscape.operators import SymmetricOperator
+from landscape.seeds import generator
 from landscape.subspaces import Subspace
 from landscape.trajectories import Entry, Layout
 
@@ -40,6 +39,8 @@ Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 Buffers = Mapping[str, Tensor]
 Parts = tuple[Tensor, ...]
 NormMode = Literal["eval", "batch"]
+Curvature = Literal["hessian", "gauss-newton", "fisher", "empirical-fisher", "gradient-covariance"]
+CURVATURES: tuple[Curvature, ...] = ("hessian", "gauss-newton", "fisher", "empirical-fisher", "gradient-covariance")
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------
@@ -98,6 +99,19 @@ def _cast(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
+class Likelihood:
+    """The distribution of targets given outputs whose -log is the loss: f weighs T independent targets a row, of C outputs each."""
+
+    name: str
+    targets: Callable[[Tensor], Tensor]  # outputs (n, ...) viewed as (n, C, T)
+    weights: Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) -> (n, T): what each target weighs in sum l_i
+    noise: Callable[[tuple[int, int, int], torch.Generator], Tensor]  # what draws of targets of N rows are made of
+    score: Callable[
+        [Tensor, Tensor], Tensor
+    ]  # (viewed outputs, noise) -> slope of -log likelihood at the drawn targets
+
+
+@dataclass(frozen=True, eq=False)
 class Loss:
     """A loss by rows: `rows(outputs, targets)` gives l_i (n,) and c_i (n,), and f = sum l_i / sum c_i."""
 
@@ -109,6 +123,7 @@ class Loss:
     )
     ignored: int = -100  # targets of this class are not counted (torch's default)
     threshold: float | None = None  # outputs above it mean 1, of losses on binary targets entry by entry
+    likelihood: Likelihood | None = None  # where the loss is the -log of one: Fisher matrices are defined
 
     def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """sum l_i / sum c_i over a mini-batch."""
@@ -188,7 +203,68 @@ def _from_module(module: nn.Module, name: str) -> Loss:
         return losses.flatten(1).sum(1), counted.flatten(1).sum(1)
 
     fused = (lambda outputs, targets: whole(outputs, fitted(outputs, targets))) if stateless else None
-    return Loss(name, rows, classifies or threshold is not None, fused, ignored, threshold)
+    return Loss(name, rows, classifies or threshold is not None, fused, ignored, threshold, _likelihood(module))
+
+
+def _likelihood(module: nn.Module) -> Likelihood | None:
+    """The likelihood of a torch loss with its own meaning; None where there is none that is known, such as under weights by entry."""
+    if type(module) not in (nn.CrossEntropyLoss, nn.NLLLoss, nn.BCEWithLogitsLoss, nn.BCELoss, nn.MSELoss):
+        return None  # of a subclass nothing is known
+    if isinstance(module, (nn.CrossEntropyLoss, nn.NLLLoss)):
+        logits = isinstance(module, nn.CrossEntropyLoss)
+        smoothing = module.label_smoothing if isinstance(module, nn.CrossEntropyLoss) else 0.0
+        by_class, ignored = module.weight, module.ignore_index
+
+        def weights(outputs: Tensor, targets: Tensor) -> Tensor:
+            classes = outputs.shape[1]
+            each = outputs.new_ones(classes) if by_class is None else by_class.to(outputs)
+            if targets.is_floating_point():  # probabilities by class, as the outputs
+                shares = (1 - smoothing) * targets.reshape(len(targets), classes, -1) + smoothing / classes
+                return torch.einsum("c,nct->nt", each, shares)
+            targets = targets.reshape(len(targets), -1)
+            found = (1 - smoothing) * each[targets.clamp_min(0)] + smoothing * each.mean()
+            return found * (targets != ignored)
+
+        def score(outputs: Tensor, noise: Tensor) -> Tensor:
+            shares = outputs.softmax(1) if logits else outputs.exp()
+            below = shares.cumsum(1)
+            drawn = (below <= noise * below[:, -1:]).sum(1, keepdim=True).clamp_max(outputs.shape[1] - 1)
+            return (shares if logits else torch.zeros_like(shares)).scatter_add(
+                1, drawn, -torch.ones_like(drawn, dtype=shares.dtype)
+            )
+
+        return Likelihood(
+            "categorical",
+            lambda outputs: outputs.reshape(*outputs.shape[:2], -1),
+            weights,
+            lambda shape, draws: torch.rand(shape[0], 1, shape[2], generator=draws, dtype=torch.float64),
+            score,
+        )
+    if isinstance(module, (nn.BCEWithLogitsLoss, nn.BCELoss)):
+        if module.weight is not None or getattr(module, "pos_weight", None) is not None:
+            return None
+
+        def binary(outputs: Tensor, noise: Tensor) -> Tensor:
+            if isinstance(module, nn.BCEWithLogitsLoss):
+                share = outputs.sigmoid()
+                return share - (noise < share).to(share)
+            return torch.where(noise < outputs, -1 / outputs, 1 / (1 - outputs))
+
+        return Likelihood(
+            "Bernoulli",
+            lambda outputs: outputs.reshape(len(outputs), 1, -1),
+            # the loss of a row is the mean over its entries
+            lambda outputs, _: torch.full_like(outputs, 1 / outputs[0].numel()).reshape(len(outputs), -1),
+            lambda shape, draws: torch.rand(shape, generator=draws, dtype=torch.float64),
+            binary,
+        )
+    return Likelihood(  # the mean of K squares is -log of a normal density of variance K / 2 an entry
+        "normal",
+        lambda outputs: outputs.reshape(len(outputs), -1, 1),
+        lambda outputs, _: outputs.new_ones(len(outputs), 1),
+        lambda shape, draws: torch.randn(shape, generator=draws, dtype=torch.float64),
+        lambda outputs, noise: noise * (2 / outputs.shape[1]) ** 0.5,
+    )
 
 
 # losses that compare outputs and targets entry by entry, and would broadcast (n, 1) against (n,) to (n, n) without a word
@@ -374,6 +450,21 @@ class Network:
             )
         return outputs, buffers
 
+    def module(self, w: Tensor, buffers: Buffers) -> nn.Module:
+        """A copy of the module in eval mode with the parameters w (D,) and the buffers; what was trained may be trained again."""
+        copied = copy.deepcopy(self.skeletons["eval"])
+        entries = self.layout.of("parameter")
+        state = {entry.name: part for entry, part in zip(entries, self.split(w), strict=True)}
+        state.update(self.frozen)
+        state.update(buffers)
+        state.update(self.constants)
+        trained = {entry.name for entry in entries}
+        with torch.no_grad():
+            for name, tensor in [*copied.named_parameters(), *copied.named_buffers()]:
+                tensor.copy_(state[name])
+                tensor.requires_grad_(name in trained)
+        return copied
+
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -434,9 +525,10 @@ class Formula:
         return self.function(parts[0]).reshape(1), buffers
 
 
-def leaves(model: Predictor, w: Tensor) -> Parts:
-    """The parameter tensors in w (..., D), each to be differentiated by itself: a third faster than through views of one vector."""
-    return tuple(part.detach().requires_grad_() for part in model.split(w))
+def leaves(model: Predictor, w: Tensor, moved: Sequence[int] | None = None) -> Parts:
+    """The parameter tensors in w (..., D), each (of those at the places `moved`) to be differentiated by itself: a third faster than through views of one vector."""
+    parts = enumerate(model.split(w))
+    return tuple(part.detach().requires_grad_(moved is None or place in moved) for place, part in parts)
 
 
 def flat(parts: Sequence[Tensor], members: int = 0) -> Tensor:
@@ -468,6 +560,7 @@ class Objective:
     chunk: int  # rows evaluated at once
     charts: tuple[Subspace, ...] = ()  # restrictions, the first applied outermost
     norm: NormMode = "eval"  # BatchNorm: by running statistics, or by those of each chunk of rows
+    channels_last: bool = False  # images are held pixel by pixel: convolutions on a CPU are a fifth faster so
 
     @staticmethod
     def of(
@@ -493,8 +586,11 @@ class Objective:
             raise UsageError(f"a chunk has at least 1 row; got {chunk}.")
         f = Objective(network, Loss.of(loss), rows.to(device, dtype), buffers, dtype, device, chunk)
         _try_two_rows(f, point)
+        convolves = any(isinstance(part, nn.Conv2d) for part in module.modules())
         return dataclasses.replace(
-            f, model=dataclasses.replace(network, stochastic=network.stochastic or _draws(f, point))
+            f,
+            model=dataclasses.replace(network, stochastic=network.stochastic or _draws(f, point)),
+            channels_last=convolves and device.type == "cpu" and _takes_channels_last(f, point),
         ), point
 
     @staticmethod
@@ -587,42 +683,136 @@ class Objective:
 
     def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """f, () or (E,), and its gradient, of z's shape."""
-        w = self.lift(self._points(z))
-        if z.ndim == 2 and not self.model.lockstep:
-            whole = dataclasses.replace(self, charts=())
-            pairs = [whole.value_and_gradient(point) for point in w]
-            return torch.stack([p[0] for p in pairs]), self.project(torch.stack([p[1] for p in pairs]))
-        members = len(w) if w.ndim == 2 else 0
-        loss = weight = torch.zeros((), dtype=_exact(self.device), device=self.device)
-        gradient = torch.zeros_like(w)
-        with torch.enable_grad():
-            parts = leaves(self.model, w)
-            for rows in self.rows.chunks(self.chunk):
-                losses, weights = self._ensemble(parts, rows) if members else self._chunk(parts, rows)[:2]
-                gradient += flat(torch.autograd.grad(losses.sum(), parts, materialize_grads=True), members)
-                loss = loss + losses.detach().to(loss.dtype).sum(-1)
-                weight = weight + weights.detach().to(loss.dtype).sum(-1)
-        scale = (1 / weight).to(gradient.dtype)
-        return loss / weight, self.project(gradient * (scale.unsqueeze(-1) if gradient.ndim == 2 else scale))
+        value, gradient = self._slope(self.lift(self._points(z)), self._moved(z.shape[:-1]))
+        return value, self.project(gradient)
+
+    def curvature(
+        self, z: Tensor, name: Curvature, *, samples: int = 1, seed: int = 0, keep: bool | None = None
+    ) -> SymmetricOperator:
+        """The matrix (d, d) of that name at one point: one of `CURVATURES`. samples and seed: of `fisher`.
+
+        Raises UsageError for another name, and where the loss or the normalisation does not define the matrix.
+        """
+        if name == "fisher":
+            return self.fisher(z, samples=samples, seed=seed, keep=keep)
+        others: dict[str, Callable[..., SymmetricOperator]] = {
+            "hessian": self.hessian,
+            "gauss-newton": self.gauss_newton,
+            "empirical-fisher": self.empirical_fisher,
+            "gradient-covariance": self.gradient_covariance,
+        }
+        if name not in others:
+            raise unknown("matrix of curvature", name, CURVATURES)
+        return others[name](z, keep=keep)
 
     def hessian(self, z: Tensor, *, keep: bool | None = None) -> SymmetricOperator:
         """The Hessian (d, d) at one point.
 
         keep: hold the gradient's graph of all rows between products (over twice as fast); by default where it takes at most half of the free memory,
-        measured on the first chunk. Otherwise each product builds the graph chunk by chunk.
+        measured on a few rows. Otherwise each product builds the graph chunk by chunk, and where a chunk's does not fit, in smaller ones (see `notes` of the operator).
         """
-        return self._curvature(z, self._hessian_graph, keep)
+        w, moved, total = self._expansion(z)
+        return self._operator(w, moved, keep, lambda place: self._hessian_graph(w, moved, self.rows.take(place), total))
 
     def gauss_newton(self, z: Tensor, *, keep: bool | None = None) -> SymmetricOperator:
         """The generalised Gauss-Newton matrix (d, d): the mean over rows of J_i^T (d^2 l_i / d outputs^2) J_i. `keep` as for `hessian`."""
-        return self._curvature(z, self._gauss_newton_graph, keep)
+
+        def bend(outputs: Tensor, rows: Rows, place: slice) -> Callable[[Tensor], Tensor] | None:
+            with torch.enable_grad():
+                answer = outputs.requires_grad_()
+                losses, _ = self.loss.rows(answer, rows.targets)
+                (slope,) = torch.autograd.grad(losses.sum(), answer, create_graph=True)
+            if not slope.requires_grad:  # a loss linear in the outputs
+                return None
+            return lambda tangent: torch.autograd.grad(slope, answer, tangent, retain_graph=True)[0]
+
+        return self._sandwich(z, bend, keep)
+
+    def fisher(self, z: Tensor, *, samples: int = 1, seed: int = 0, keep: bool | None = None) -> SymmetricOperator:
+        """The Fisher information (d, d) with targets drawn from the model: the weighted mean over targets and draws of J^T s s^T J.
+
+        s is the slope, by the outputs, of -log likelihood at the drawn target. Its expectation is `gauss_newton` for losses on logits and for squares.
+        samples: draws of each target. They depend on the seed, their number and the row alone, so that all products are with one matrix.
+        Raises UsageError where the loss has no known likelihood, or samples < 1.
+        """
+        likelihood = self._likelihood("fisher")
+        if samples < 1:
+            raise UsageError(f"a Fisher matrix takes at least 1 sample a target; got {samples}.")
+        noise: list[Tensor] = []  # drawn once, for all rows, so that no chunk or order of products matters
+
+        def bend(outputs: Tensor, rows: Rows, place: slice) -> Callable[[Tensor], Tensor]:
+            viewed = likelihood.targets(outputs)
+            if not noise:
+                shape = (len(self.rows), viewed.shape[1], viewed.shape[2])
+                draws = [likelihood.noise(shape, generator(seed, "fisher", sample)) for sample in range(samples)]
+                noise.append(torch.stack(draws).to(outputs.dtype))
+            drawn = noise[0][:, place].to(outputs.device)
+            scores = torch.stack([likelihood.score(viewed, one) for one in drawn])
+            return outer(scores, likelihood.weights(outputs, rows.targets), outputs.shape)
+
+        return self._sandwich(z, bend, keep)
+
+    def empirical_fisher(self, z: Tensor, *, keep: bool | None = None) -> SymmetricOperator:
+        """The empirical Fisher matrix (d, d): as `fisher`, at the targets of the data instead of drawn ones. It is not an estimate of `fisher` or of the Hessian.
+
+        Every target counts by itself: each token of a sequence, each entry of a binary answer. Raises UsageError where the loss has no known likelihood.
+        """
+        likelihood = self._likelihood("empirical-fisher")
+
+        def bend(outputs: Tensor, rows: Rows, place: slice) -> Callable[[Tensor], Tensor]:
+            slope, _ = self._slope_by_outputs(outputs, rows)
+            return _outer_over(likelihood.targets(slope), likelihood.weights(outputs, rows.targets), outputs.shape)
+
+        return self._sandwich(z, bend, keep)
+
+    def gradient_covariance(self, z: Tensor, *, keep: bool | None = None) -> SymmetricOperator:
+        """The uncentred covariance (d, d) of the gradients g_i of l_i / c_i: sum c_i g_i g_i^T / sum c_i, for any loss. Rows of weight 0 do not count.
+
+        One gradient a row: of a row of several targets it holds what these have in common, so there it differs from `empirical_fisher`.
+        Raises UsageError for BatchNorm by the statistics of a chunk, where no row has a gradient of its own.
+        """
+        if self.norm == "batch":
+            raise UsageError(
+                "BatchNorm by the statistics of its chunk couples the rows: no row has a gradient of its own. Use the running statistics (norm='eval')."
+            )
+
+        def bend(outputs: Tensor, rows: Rows, place: slice) -> Callable[[Tensor], Tensor]:
+            slope, weights = self._slope_by_outputs(outputs, rows)
+            return _outer_over(slope.reshape(len(slope), -1, 1), weights.unsqueeze(1), outputs.shape)
+
+        return self._sandwich(z, bend, keep)
 
     def graph_bytes(self, z: Tensor) -> int:
-        """Memory that `hessian` would hold between products at one point (d,), measured on the first chunk of rows."""
-        chunks = list(self.rows.chunks(self.chunk))
-        with _counting() as counted:
-            self._hessian_graph(self.lift(self._points(z)), chunks[0], 1.0)
-        return counted.bytes * len(chunks)
+        """Memory that `hessian` would hold between products at one point (d,), measured on a few rows."""
+        w, moved = self.lift(self._points(z)).detach(), self._moved(())
+        chunks = self._chunks(lambda place: self._hessian_graph(w, moved, self.rows.take(place), 1.0), keep=False)
+        fixed, each = chunks.measured() or (0.0, 0.0)
+        return round(fixed * len(chunks.slices) + each * len(self.rows))
+
+    def repeat_error(self, z: Tensor) -> float:
+        """Relative difference of loss and gradient between two passes over the rows at one point (d,): 0, or rounding on a device that adds up in any order.
+
+        More than that is a model that draws random numbers or changes in its eval mode, and then no matrix of curvature is well defined.
+        """
+        (one, slope), (other, again) = (self.value_and_gradient(z) for _ in range(2))
+        sizes = float(one.abs()), float(slope.norm())
+        differences = float((one - other).abs()), float((slope - again).norm())
+        return max(
+            difference / size if difference else 0.0 for difference, size in zip(differences, sizes, strict=True)
+        )
+
+    def module(self, z: Tensor) -> nn.Module:
+        """A copy of the module, in eval mode, with the parameters at one point (d,) and the buffers of this objective: to hand the point to another library.
+
+        Raises UsageError for the objective of a function, and for BatchNorm by the statistics of a chunk, which eval mode does not have.
+        """
+        if not isinstance(self.model, Network):
+            raise UsageError("this objective is of a function, not of a module: it has none to give.")
+        if self.norm == "batch":
+            raise UsageError(
+                "BatchNorm by the statistics of its chunk is no eval mode: take the objective with norm='eval'."
+            )
+        return self.model.module(self.lift(self._points(z)).detach(), self.buffers)
 
     # -- inside --------------------------------------------------------------
 
@@ -632,7 +822,8 @@ class Objective:
         return z
 
     def _forward(self, parts: Parts, rows: Rows) -> Tensor:
-        return self.model.forward(parts, self.buffers, rows.inputs, self.norm)[0]
+        inputs = _map(rows.inputs, _pixel_by_pixel) if self.channels_last else rows.inputs
+        return self.model.forward(parts, self.buffers, inputs, self.norm)[0]
 
     def _value(self, w: Tensor) -> Value:
         parts = self.model.split(w)
@@ -666,28 +857,113 @@ class Objective:
             losses, weights = torch.func.vmap(one)(parts, buffers)
         return losses, weights
 
-    def _curvature(
-        self, z: Tensor, build: Callable[[Tensor, Rows, float], _Product], keep: bool | None
-    ) -> SymmetricOperator:
+    @cached_property
+    def _moves(self) -> dict[tuple[int, ...], tuple[int, ...]]:
+        return {}
+
+    def _moved(self, lead: tuple[int, ...] | torch.Size) -> tuple[int, ...]:
+        """Places of the parameter tensors that coordinates of shape (*lead, d) move; the others are constants, by which nothing need be differentiated.
+
+        A random direction moves them all, whatever the charts are: a tensor that it leaves, all of them leave (but for a set of directions of measure zero).
+        """
+        lead = tuple(lead)
+        if lead not in self._moves:
+            if self.charts:
+                drawn = torch.randn(*lead, self.dim, generator=generator(0, "moved"), dtype=torch.float64)
+                pieces = self.model.split(self.push(drawn.to(self.device, self.dtype)))
+                found = tuple(place for place, piece in enumerate(pieces) if bool((piece != 0).any()))
+            else:
+                found = tuple(range(len(self.model.layout.of("parameter"))))
+            self._moves[lead] = found
+        return self._moves[lead]
+
+    def _slope(self, w: Tensor, moved: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """f and its gradient by the parameters w (D,) or (E, D), of that shape; 0 by those that do not move."""
+        if w.ndim == 2 and not self.model.lockstep:
+            pairs = [self._slope(point, moved) for point in w]
+            return torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs])
+        loss = weight = torch.zeros((), dtype=_exact(self.device), device=self.device)
+        gradient = torch.zeros_like(w)
+        pieces = [self.model.split(gradient)[place] for place in moved]
+        with torch.enable_grad():
+            parts = leaves(self.model, w, moved)
+            for rows in self.rows.chunks(self.chunk):
+                losses, weights = self._ensemble(parts, rows) if w.ndim == 2 else self._chunk(parts, rows)[:2]
+                if losses.requires_grad:  # else it depends on no parameter that moves
+                    by = [parts[place] for place in moved]
+                    for piece, slope in zip(
+                        pieces, torch.autograd.grad(losses.sum(), by, materialize_grads=True), strict=True
+                    ):
+                        piece += slope
+                loss = loss + losses.detach().to(loss.dtype).sum(-1)
+                weight = weight + weights.detach().to(loss.dtype).sum(-1)
+        scale = (1 / weight).to(gradient.dtype)
+        return loss / weight, gradient * (scale.unsqueeze(-1) if w.ndim == 2 else scale)
+
+    def _expansion(self, z: Tensor) -> tuple[Tensor, tuple[int, ...], float]:
+        """The parameters (D,) at one point, the places of those that move, and the total weight of the rows."""
         if z.ndim != 1:
             raise UsageError(f"curvature is taken at one point ({self.dim},); got {tuple(z.shape)}.")
         w = self.lift(self._points(z)).detach()
-        chunks = list(self.rows.chunks(self.chunk))
-        total = self._total_weight(w)
-        with _counting() as counted:
-            first = build(w, chunks[0], total)
-        if keep is None:
-            keep = counted.bytes * len(chunks) <= free_memory(self.device) / 2
-        kept = [first, *(build(w, rows, total) for rows in chunks[1:])] if keep else []
+        return w, self._moved(()), self._total_weight(w)
 
-        def product(v: Tensor) -> Tensor:
-            direction = self.push(v)
+    def _chunks(self, build: Callable[[slice], Product], keep: bool | None) -> Chunks:
+        return Chunks(build, len(self.rows), self.chunk, self.device, keep, divisible=self.norm != "batch")
+
+    def _operator(
+        self, w: Tensor, moved: tuple[int, ...], keep: bool | None, build: Callable[[slice], Product]
+    ) -> SymmetricOperator:
+        """The sum over chunks of rows of what `build` gives, seen through the charts."""
+        chunks = self._chunks(build, keep)
+
+        def product(v: Tensor, place: slice | None = None) -> Tensor:
+            along = self.model.split(self.push(v))
             image = torch.zeros_like(w)
-            for part in kept or (build(w, rows, total) for rows in chunks):
-                image += part(direction)
+            pieces = self.model.split(image)
+            found = chunks.product(tuple(along[i] for i in moved), place) if moved else ()
+            for i, piece in zip(moved, found, strict=True):
+                pieces[i].copy_(piece)
             return self.project(image)
 
-        return SymmetricOperator(self.dim, product, self.dtype, self.device)
+        terms = tuple(lambda v, place=place: product(v, place) for place in chunks.slices)
+        return SymmetricOperator(self.dim, product, self.dtype, self.device, terms=terms, notes=chunks.notes)
+
+    def _sandwich(self, z: Tensor, bend: _Bend, keep: bool | None) -> SymmetricOperator:
+        """sum over rows of J^T B J / sum c_i, with B of a chunk given by `bend` of its outputs."""
+        w, moved, total = self._expansion(z)
+
+        def build(place: slice) -> Product:
+            rows = self.rows.take(place)
+            with twice_differentiable(recurrent=self.model.recurrent, linear=True):
+                parts = leaves(self.model, w, moved)
+                outputs = self._forward(parts, rows)
+                bent = bend(outputs.detach().clone(), rows, place)
+                scaled = None if bent is None else lambda tangent: bent(tangent) / total
+                return sandwich_graph(outputs, tuple(parts[i] for i in moved), scaled)
+
+        return self._operator(w, moved, keep, build)
+
+    def _hessian_graph(self, w: Tensor, moved: tuple[int, ...], rows: Rows, total: float) -> Product:
+        with twice_differentiable(recurrent=self.model.recurrent):
+            parts = leaves(self.model, w, moved)
+            losses = self._chunk(parts, rows)[0]
+            return hessian_graph(losses.sum() / total, tuple(parts[i] for i in moved))
+
+    def _slope_by_outputs(self, outputs: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """d sum_i l_i / d outputs (n, ...), and the weights c_i (n,)."""
+        with torch.enable_grad():
+            answer = outputs.detach().requires_grad_()
+            losses, weights = self.loss.rows(answer, rows.targets)
+            (slope,) = torch.autograd.grad(losses.sum(), answer, materialize_grads=True)
+        return slope, weights.detach()
+
+    def _likelihood(self, matrix: str) -> Likelihood:
+        if self.loss.likelihood is None:
+            raise UsageError(
+                f"the loss {self.loss.name} has no known likelihood, so no {matrix} matrix. Allowed: cross-entropy, NLLLoss, BCELoss and BCEWithLogitsLoss without "
+                "weights by entry, mse. For any loss there are hessian, gauss-newton and gradient-covariance."
+            )
+        return self.loss.likelihood
 
     def _total_weight(self, w: Tensor) -> float:
         """sum c_i. Only the losses know the weights, so one pass; most losses weigh every row 1 and this is N."""
@@ -697,53 +973,19 @@ class Objective:
                 sum(self._chunk(parts, rows)[1].to(_exact(self.device)).sum() for rows in self.rows.chunks(self.chunk))
             )
 
-    def _hessian_graph(self, w: Tensor, rows: Rows, total: float) -> _Product:
-        with _twice_differentiable(self.model), torch.enable_grad():
-            parts = leaves(self.model, w)
-            losses = self._chunk(parts, rows)[0]
-            slopes = torch.autograd.grad(losses.sum() / total, parts, create_graph=True, materialize_grads=True)
-        bent = [
-            place for place, slope in enumerate(slopes) if slope.requires_grad
-        ]  # the others are constant in w: no curvature
 
-        def product(v: Tensor) -> Tensor:
-            if not bent:
-                return torch.zeros_like(v)
-            along = self.model.split(v)
-            moved = torch.autograd.grad(
-                [slopes[i] for i in bent], parts, [along[i] for i in bent], retain_graph=True, materialize_grads=True
-            )
-            return flat(moved)
-
-        return product
-
-    def _gauss_newton_graph(self, w: Tensor, rows: Rows, total: float) -> _Product:
-        with _twice_differentiable(self.model), torch.enable_grad():
-            parts = leaves(self.model, w)
-            outputs = self._forward(parts, rows)
-            answer = outputs.detach().requires_grad_()
-            losses, _ = self.loss.rows(answer, rows.targets)
-            (slope,) = torch.autograd.grad(losses.sum() / total, answer, create_graph=True)
-            dummy = torch.zeros_like(outputs, requires_grad=True)
-            pulled = torch.autograd.grad(outputs, parts, dummy, create_graph=True, materialize_grads=True)
-        moving = [place for place, part in enumerate(pulled) if part.requires_grad]
-
-        def product(v: Tensor) -> Tensor:
-            if not slope.requires_grad:  # a loss linear in the outputs has no Gauss-Newton curvature
-                return torch.zeros_like(v)
-            along = self.model.split(v)
-            (moved,) = torch.autograd.grad(
-                [pulled[i] for i in moving], dummy, [along[i] for i in moving], retain_graph=True
-            )  # J v
-            (bent,) = torch.autograd.grad(slope, answer, moved, retain_graph=True)  # H_l J v
-            return flat(
-                torch.autograd.grad(outputs, parts, bent, retain_graph=True, materialize_grads=True)
-            )  # J^T H_l J v
-
-        return product
+_Bend = Callable[
+    [Tensor, Rows, slice], Callable[[Tensor], Tensor] | None
+]  # outputs and their rows -> the product with B
 
 
-_Product = Callable[[Tensor], Tensor]
+def _outer_over(slopes: Tensor, weights: Tensor, shape: torch.Size) -> Callable[[Tensor], Tensor]:
+    """The product with sum_t weight_t s_t s_t^T where slopes (n, C, T) are weight_t s_t; targets of weight 0 have no s and do not count."""
+    return outer(slopes, torch.where(weights > 0, 1 / weights, 0.0), shape)
+
+
+def _pixel_by_pixel(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 def _exact(device: torch.device) -> torch.dtype:
@@ -759,82 +1001,6 @@ def _without_attention_fastpath() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(allowed)
-
-
-class _AffineBatchNorm(TorchFunctionMode):
-    """BatchNorm by running statistics is an affine map; written as one, its second derivative costs a product and not a batch-norm double backward."""
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if function is functional.batch_norm:
-            return _affine_batch_norm(*args, **kwargs)
-        return function(*args, **kwargs)
-
-
-def _affine_batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    if training or running_mean is None or running_var is None:
-        return functional.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    shape = (1, -1, *(1,) * (input.ndim - 2))
-    scale = torch.rsqrt(running_var + eps)
-    scale = scale if weight is None else scale * weight
-    shift = -running_mean * scale
-    shift = shift if bias is None else shift + bias
-    return torch.addcmul(shift.view(shape), input, scale.view(shape))
-
-
-@contextlib.contextmanager
-def _twice_differentiable(model: Predictor) -> Iterator[None]:
-    """Kernels that have a second derivative: attention by its MATH backend, recurrent layers without cuDNN, BatchNorm as the affine map it is."""
-    with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=not model.recurrent), _AffineBatchNorm():
-        yield
-
-
-@dataclass
-class _Counted:
-    bytes: int = 0
-
-
-@contextlib.contextmanager
-def _counting() -> Iterator[_Counted]:
-    """Counts the memory of all tensors that autograd saves inside, each storage once."""
-    counted, seen = _Counted(), set()
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen.add(storage.data_ptr())
-            counted.bytes += storage.nbytes()
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield counted
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can be had: of the device, or of the machine (page cache counted as free, a container's limit heeded)."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    found = []
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:"))
-        found.append(int(line.split()[1]) * 1024)
-    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
-        group = Path("/sys/fs/cgroup")
-        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    if not found:  # no Linux: half of what the machine has
-        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
-    return max(min(found), 0)
 
 
 def _try_two_rows(f: Objective, w: Tensor) -> None:
@@ -864,6 +1030,18 @@ def _try_two_rows(f: Objective, w: Tensor) -> None:
         raise UsageError(
             f"the loss {f.loss.name} broadcasts outputs {tuple(outputs.shape)} against targets {tuple(rows.targets.shape)}: give them one shape."
         )
+
+
+def _takes_channels_last(f: Objective, w: Tensor) -> bool:
+    """Whether two rows of images held pixel by pixel have the answers of the rows as they are: `view` does not take them."""
+    rows, parts = f.rows.take(slice(0, 2)), f.model.split(w)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        truth = f._forward(parts, rows)
+        try:
+            other = dataclasses.replace(f, channels_last=True)._forward(parts, rows)
+        except RuntimeError:
+            return False
+    return torch.allclose(truth, other, rtol=1e-3, atol=1e-5 * float(truth.abs().max()), equal_nan=True)
 
 
 def _draws(f: Objective, w: Tensor) -> bool:

@@ -1,25 +1,26 @@
-"""Symmetric matrices known by their products, and the Lanczos process on them.
+"""Symmetric matrices known by their products, their extreme eigenpairs, and the Lanczos process on them.
 
-Letters: d dimension, k vectors or eigenpairs, m Lanczos steps, P probes.
+Letters: d dimension, k eigenpairs or columns of a block, m Lanczos steps, P probes, n vectors of a search space, s vectors of its front.
 
 Lanczos builds an orthonormal basis Q (m, d) of the Krylov space of a start vector with A Q^T = Q^T T + beta_m q_{m+1} e_m^T, T tridiagonal.
 Every step is orthogonalised against the whole basis, twice (Kahan and Parlett's "twice is enough"): without it converged values return as ghosts.
-The small tridiagonal problems are solved on the CPU in float64 (LAPACK stemr through scipy).
+The small problems are solved on the CPU in float64 (LAPACK through numpy and scipy).
 
-Sources: Lanczos 1950; Parlett, The Symmetric Eigenvalue Problem, 1980, chapter 13; Golub and Welsch 1969 (quadrature from T);
-Ghorbani, Krishnan, Xiao 2019 (stochastic Lanczos quadrature for Hessians).
+Sources: Lanczos 1950; Parlett, The Symmetric Eigenvalue Problem, 1980, chapter 13; Golub and Welsch 1969 (quadrature from T); Wu and Simon 2000 and
+Stewart 2001 (thick restart, Krylov-Schur); Dixon 1983 (what a random start can miss); Ghorbani, Krishnan, Xiao 2019 (stochastic Lanczos quadrature for Hessians).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from scipy.linalg import eigh_tridiagonal
+from scipy.special import ndtr
 from torch import Tensor
 
 from landscape.errors import LandscapeError, UsageError
@@ -35,18 +36,31 @@ class SymmetricOperator:
     product: Callable[[Tensor], Tensor]  # (d,) -> (d,)
     dtype: torch.dtype
     device: torch.device
+    block: Callable[[Tensor], Tensor] | None = None  # (d, k) -> (d, k), where that is faster than k products
+    terms: tuple[
+        Callable[[Tensor], Tensor], ...
+    ] = ()  # products of symmetric matrices whose sum is A (one a chunk of rows), together as dear as one product
+    notes: tuple[str, ...] = ()  # what a reader of its numbers should know about how products are taken
 
     @staticmethod
     def from_dense(matrix: Tensor) -> SymmetricOperator:
         """The operator of a symmetric matrix (d, d)."""
-        return SymmetricOperator(matrix.shape[0], lambda v: matrix @ v, matrix.dtype, matrix.device)
+
+        def product(block: Tensor) -> Tensor:
+            return matrix @ block
+
+        return SymmetricOperator(matrix.shape[0], product, matrix.dtype, matrix.device, product)
 
     def __matmul__(self, block: Tensor) -> Tensor:
         if block.shape[0] != self.dim or block.ndim not in (1, 2):
             raise UsageError(f"a product takes ({self.dim},) or ({self.dim}, k); got {tuple(block.shape)}.")
         if block.ndim == 1:
             return self.product(block)
-        return torch.stack([self.product(column) for column in block.T], dim=1) if block.shape[1] else block.clone()
+        if not block.shape[1]:
+            return block.clone()
+        if self.block is not None:
+            return self.block(block)
+        return torch.stack([self.product(column) for column in block.T], dim=1)
 
     def dense(self) -> Tensor:
         """The matrix (d, d) itself, by d products: for tests and small d."""
@@ -54,7 +68,7 @@ class SymmetricOperator:
 
     def asymmetry(self, generator: torch.Generator) -> float:
         """|u.Av - v.Au| / (|u| |Av|) for one random pair: rounding size where A is symmetric (a product costs two)."""
-        u, v = (_normal(self, generator) for _ in range(2))
+        u, v = (normal(self, generator) for _ in range(2))
         image = self @ v
         scale = float(u.norm() * image.norm())
         return abs(float(u @ image - v @ (self @ u))) / scale if scale > 0 else 0.0
@@ -85,24 +99,31 @@ class Krylov:
 
 
 def lanczos(
-    operator: SymmetricOperator, start: Tensor, steps: int, *, against: Tensor | None = None
+    operator: SymmetricOperator,
+    start: Tensor,
+    steps: int,
+    *,
+    against: Tensor | None = None,
+    storage: Tensor | None = None,
 ) -> Iterator[Krylov]:
     """Run Lanczos from `start` (d,), yielding the state after each step; at most min(steps, d) of them.
 
     The process ends when the Krylov space is exhausted: the start sees no more eigenvectors, and of a repeated eigenvalue it sees one.
     against: orthonormal rows (c, d) to stay orthogonal to; what is run is then P A P with P the projection that takes them out.
+    storage: rows (at least `steps`, d) to hold the basis in; its own where none are given.
 
     Raises LandscapeError when a product is not finite.
     """
-    held = 0 if against is None else against.shape[0]
+    held = 0 if against is None else len(against)
     limit = min(steps, operator.dim - held)
     if limit < 1:
         return
     rounding = torch.finfo(operator.dtype).eps
-    basis = torch.empty(held + min(limit, 32), operator.dim, dtype=operator.dtype, device=operator.device)
-    if against is not None:
-        basis[:held] = against
-        start = _orthogonalise(start, basis[:held])
+    basis = storage
+    if basis is None:
+        basis = torch.empty(min(limit, 32), operator.dim, dtype=operator.dtype, device=operator.device)
+    elsewhere = () if against is None else (against,)
+    start = _orthogonalise(start.to(basis), *elsewhere)
     norm = _norm(start)
     if not (norm > 0 and np.isfinite(norm)):
         raise UsageError("Lanczos needs a start vector of positive, finite norm.")
@@ -111,35 +132,39 @@ def lanczos(
     vector = start / norm
     scale = 0.0  # a running lower bound of |A|
     for step in range(limit):
-        last = held + step
-        if last == basis.shape[0]:  # doubling: never more than twice what is used
-            basis = torch.cat(
-                [basis, torch.empty(min(step, limit - step), operator.dim, dtype=basis.dtype, device=basis.device)]
-            )
-        basis[last] = vector
-        image = operator @ vector
+        if step == len(basis):  # doubling: never more than twice what is used
+            more = torch.empty(min(step, limit - step), operator.dim, dtype=basis.dtype, device=basis.device)
+            basis = torch.cat([basis, more])
+        basis[step] = vector
+        image = _product(operator, vector, f"the product number {step + 1}")
         alpha = float(image @ vector)
-        size = _norm(image)
-        if not np.isfinite(size):
-            raise LandscapeError(
-                f"the product number {step + 1} is not finite: the point has NaN or infinite curvature. Check it with `landscape check`."
-            )
-        scale = max(scale, size)
-        image = _orthogonalise(image, basis[: last + 1])
+        scale = max(scale, _norm(image))
+        image = _orthogonalise(image, *elsewhere, basis[: step + 1])
         beta = _norm(image)
         alphas.append(alpha)
         if beta <= ROUNDING * rounding * scale:
             beta = 0.0
         betas.append(beta)
-        yield Krylov(np.array(alphas), np.array(betas), basis[held : last + 1])
+        yield Krylov(np.array(alphas), np.array(betas), basis[: step + 1])
         if beta == 0:
             return
         vector = image / beta
 
 
-def _orthogonalise(vector: Tensor, basis: Tensor) -> Tensor:
+def _product(operator: SymmetricOperator, vector: Tensor, what: str) -> Tensor:
+    """A v on the vector's own device; LandscapeError where it is not finite."""
+    image = (operator @ vector.to(operator.device)).to(vector.device)
+    if not np.isfinite(_norm(image)):
+        raise LandscapeError(
+            f"{what} is not finite: the point has NaN or infinite curvature. Check it with `landscape check`."
+        )
+    return image
+
+
+def _orthogonalise(vector: Tensor, *bases: Tensor) -> Tensor:
     for _ in range(2):
-        vector = vector - basis.T @ (basis @ vector)
+        for basis in bases:
+            vector = vector - (basis @ vector) @ basis
     return vector
 
 
@@ -149,26 +174,32 @@ def _norm(vector: Tensor) -> float:
     return float(torch.linalg.vector_norm(vector, dtype=exact))
 
 
-def _normal(operator: SymmetricOperator, generator: torch.Generator) -> Tensor:
+def normal(operator: SymmetricOperator, generator: torch.Generator) -> Tensor:
+    """A standard normal vector (d,) of the generator, on the operator's device: drawn in float64 on the CPU, so that every device and dtype has the same."""
     drawn = torch.randn(operator.dim, generator=generator, dtype=torch.float64)
     return drawn.to(operator.device, operator.dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Eigenpairs:
-    """The k wanted eigenpairs, each with its residual |A v - theta v| and whether that reached the tolerance."""
+    """The k wanted eigenpairs, each with its residual |A v - theta v|, the error bound of its value, and whether the residual reached the tolerance."""
 
     values: np.ndarray  # (k,) in the order asked for
     vectors: Tensor  # (k, d) unit rows
     residuals: (
         np.ndarray
     )  # (k,) an eigenvalue of A lies within this of each value; never less than the rounding of a product, eps |A|
+    bounds: np.ndarray  # (k,) error of each value: min(residual, residual^2 / gap), gap to the nearest other value seen; never less than eps |A|
     converged: np.ndarray  # (k,) bool
     products: int  # number of products with A
+    missed: float  # chance that the random start vectors hid an eigenvalue that belongs to the wanted ones; 1 where that was not checked
 
 
-# a pass that only looks for missed copies ends once its extreme residuals are within this many bounds: it needs to know where they lie, not what they are
-GLANCE = 10
+# rows of a basis are kept as long as they fit in this, the same on every machine so that answers do not depend on its memory; a restart costs products
+BASIS_BYTES = 256 * 2**20
+
+# least room for the process that looks for hidden eigenvalues; some five steps settle a neural network's matrix
+CHECK = 12
 
 
 def eigenpairs(
@@ -178,81 +209,356 @@ def eigenpairs(
     generator: torch.Generator,
     which: Which = "largest",
     tolerance: float = 1e-4,
-    steps: int = 500,
+    max_products: int = 500,
+    block: int = 1,
+    basis: int | None = None,
+    start: Tensor | None = None,
+    missed: float = 0.05,
+    host: bool = False,
 ) -> Eigenpairs:
-    """The `count` (k) wanted eigenpairs by Lanczos, run until every wanted residual is at most `tolerance` times the largest |value| seen.
+    """The `count` (k) wanted eigenpairs by thick-restart Lanczos, run until every wanted residual is at most `tolerance` times the largest |value| seen.
 
-    One start vector sees one vector of a repeated eigenvalue, whatever its residual says. So passes follow from fresh starts orthogonal to the pairs
-    found, until one finds nothing better than they are; the last one is short.
+    One start vector sees one vector of a repeated eigenvalue, whatever its residual says. So a short second process follows from a fresh random
+    vector orthogonal to the pairs found; it ends when an eigenvalue among the wanted ones could have been hidden from it with probability `missed` at most
+    (its weight in the vector would have to be below Christoffel's bound on the mass that the moments of the process leave there), or when it finds one, which then is converged too.
 
     tolerance: 1e-4, since the error of a value is at most residual^2 / gap, far below what float32 products carry; never less than rounding.
-    steps: products of all passes together; 500 bounds the basis to 500 vectors, and whoever hits it sees `converged` false.
+    max_products: of all together; whoever hits it sees `converged` false.
+    block: random start vectors. 1 needs fewest products; more see as many copies of a repeated eigenvalue from the beginning.
+    basis: most vectors (of d) held, at least k + block + 6. By default as many as fit in 256 MiB, and at least the larger of 2 k + 8 and 20.
+    start: rows (s, d), a warm start, such as the eigenvectors of a nearby matrix: no random vector is drawn but by the check.
+    missed: 5%, one in twenty as everywhere; 1 leaves the check out.
+    host: hold the basis in the memory of the CPU, where that of the device is short.
 
-    Raises UsageError for count < 1 or steps < count; a count above d is cut to d.
+    Raises UsageError for options out of range, LandscapeError when a product is not finite; a count above d is cut to d.
     """
-    if count < 1:
-        raise UsageError(f"asked for {count} eigenpairs; at least 1 is needed.")
-    count = min(count, operator.dim)
-    if steps < count:
-        raise UsageError(
-            f"{steps} products cannot give {count} eigenpairs: allow at least {count}, better several times as many."
-        )
-    tolerance = max(tolerance, ROUNDING * torch.finfo(operator.dtype).eps)
-    values, residuals = np.empty(0), np.empty(0)
-    rows = torch.empty(0, operator.dim, dtype=operator.dtype, device=operator.device)
-    products, passes, scale, bound = 0, 0, 0.0, 0.0
-    while products < steps and len(values) < operator.dim:
-        start = _normal(operator, generator)
-        state = None
-        for state in lanczos(operator, start, steps - products, against=rows):
-            theta, vectors = state.ritz()
-            errors = np.abs(state.betas[-1] * vectors[-1])  # |beta_m s_mi| is the residual in exact arithmetic
-            scale = max(scale, float(np.abs(theta).max()))
-            bound = max(tolerance * scale, np.finfo(float).tiny)
-            if len(values) + len(theta) < count:
-                continue
-            better = _better(values, theta, bound, count, which)
-            ends = (
-                _select(theta, min(2, len(theta)), "both")
-                if which in ("both", "magnitude")
-                else _select(theta, 1, which)
+    space = SearchSpace(
+        operator, count, generator=generator, which=which, block=block, basis=basis, start=start, host=host
+    )
+    space.converge(tolerance=tolerance, max_products=max_products, missed=missed)
+    return space.pairs()
+
+
+@dataclass(frozen=True, eq=False)
+class Deflation:
+    """A subspace to be counted exactly: orthonormal rows U and the Ritz values on it.
+
+    A differs from the block-diagonal matrix of diag(values) on it and P A P on its complement by a matrix of nuclear norm `leak`, so the sorted eigenvalues of the
+    two differ by at most that in sum (Lidskii), and their traces not at all.
+    """
+
+    values: np.ndarray  # (n,)
+    vectors: Tensor  # (n, d)
+    coupling: Tensor  # B (s, n)
+    front: Tensor  # F (s, d) orthonormal rows outside the subspace: A U^T = U^T diag(values) + F^T B
+    leak: float
+
+
+class SearchSpace:
+    """A growing search space for eigenpairs: orthonormal rows Q (n, d) whose products are known, and a front F (s, d) that spans what these leave: A Q^T = Q^T T + F^T B.
+
+    Any front vector may be multiplied next; where one is, this is Lanczos, where several are, a block or a warm start. B tells which is worth it.
+    Options as for `eigenpairs`.
+    """
+
+    def __init__(
+        self,
+        operator: SymmetricOperator,
+        count: int,
+        *,
+        generator: torch.Generator,
+        which: Which = "largest",
+        block: int = 1,
+        basis: int | None = None,
+        start: Tensor | None = None,
+        host: bool = False,
+    ) -> None:
+        if count < 1:
+            raise UsageError(f"asked for {count} eigenpairs; at least 1 is needed.")
+        if block < 1:
+            raise UsageError(f"a block of {block} start vectors; at least 1 is needed.")
+        self.operator, self.generator, self.which = operator, generator, which
+        self.count = count = min(count, operator.dim)
+        started = block if start is None else len(start)
+        if basis is None:
+            row = operator.dim * torch.finfo(operator.dtype).bits // 8
+            basis = max(BASIS_BYTES // row, 2 * count + 8 + (started if start is not None else 0), 20)
+        if basis < count + started + CHECK // 2:
+            raise UsageError(
+                f"a basis of {basis} vectors cannot give {count} eigenpairs: allow at least {count + started + CHECK // 2}."
             )
-            # half of the bound: the rest is for what the pairs of earlier passes leave coupled to these
-            if np.all(errors[better] <= bound / 2) and (passes == 0 or np.all(errors[ends] <= GLANCE * bound)):
+        self.limit = min(basis, 2 * operator.dim + CHECK)
+        # on a CPU pages are taken when they are written to: an unused part costs nothing
+        device = torch.device("cpu") if host else operator.device
+        self.rows = torch.empty(self.limit, operator.dim, dtype=operator.dtype, device=device)
+        self.size = self.front = self.products = 0
+        self.projected = np.zeros((0, 0))  # T (n, n)
+        self.coupling = np.zeros((0, 0))  # B (s, n)
+        self.largest = 0.0  # a running lower bound of |A|
+        self.bound = 0.0  # what a residual must reach
+        self.missed = 1.0  # see Eigenpairs
+        for vector in () if start is None else start:
+            self._add(vector)
+        while self.front < started and self._add(normal(operator, generator)):
+            pass
+
+    def converge(self, *, tolerance: float = 1e-4, max_products: int = 500, missed: float = 0.05) -> None:
+        """Grow until the wanted pairs have converged and none is hidden; see `eigenpairs`."""
+        if not 0 < missed <= 1:
+            raise UsageError(f"the chance of a missed eigenvalue must be in (0, 1]; got {missed}.")
+        if max_products < self.count:
+            raise UsageError(
+                f"{max_products} products cannot give {self.count} eigenpairs: allow at least {self.count}, better several times as many."
+            )
+        tolerance = max(tolerance, ROUNDING * torch.finfo(self.operator.dtype).eps)
+        hidden = [torch.empty(0)]
+        while hidden and self._expand_until_converged(tolerance, max_products) and missed < 1:
+            hidden = self._hidden(max_products, missed)
+            for vector in hidden:
+                self._include(vector)
+
+    def grow(self, size: int) -> None:
+        """Multiply on until the space has `size` vectors (n), all that the basis holds, or d: for a deflation."""
+        while self.size < min(size, self.operator.dim) and not self._full():
+            if self.front == 0 and not self._add(normal(self.operator, self.generator)):
                 break
-        assert state is not None
-        better = _better(values, theta, bound, count, which)
-        products += len(theta)
-        if not len(better):
+            if self.front > 1:
+                self._turn(np.linalg.svd(self.coupling)[0].T)
+            self._expand()
+
+    def pairs(self) -> Eigenpairs:
+        """The wanted pairs as they stand."""
+        theta, _, errors = self._ritz()
+        chosen = self._wanted(theta)
+        # no product is known better than to its rounding
+        floor = torch.finfo(self.operator.dtype).eps * float(np.abs(theta).max(initial=0.0))
+        residuals = np.maximum(errors[chosen], floor)
+        gaps = np.array([np.delete(np.abs(theta - theta[i]) - errors, i).min(initial=np.inf) for i in chosen])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            bounds = np.where(gaps > residuals, residuals**2 / gaps, residuals)
+        self._shrink(self.limit)
+        rows = self.rows[: len(chosen)]
+        # a copy lets go of the rest; where the basis is a large share of the memory, a copy is the dearer
+        if self.rows.numel() * self.rows.element_size() <= 2 * BASIS_BYTES:
+            rows = rows.clone()
+        converged = residuals <= max(self.bound, floor)
+        return Eigenpairs(
+            theta[chosen],
+            rows.to(self.operator.device),
+            residuals,
+            np.maximum(bounds, floor),
+            converged,
+            self.products,
+            self.missed,
+        )
+
+    def deflation(self) -> Deflation:
+        """The whole space as it stands, to be counted exactly; the rows are the space's own."""
+        self._shrink(self.limit)
+        leak = 2 * float(np.linalg.svd(self.coupling, compute_uv=False).sum()) if self.front else 0.0
+        rows, front = self.rows[: self.size], self.rows[self.size : self.size + self.front]
+        coupling = torch.from_numpy(self.coupling).to(rows)
+        return Deflation(
+            self.projected.diagonal().copy(),
+            rows.to(self.operator.device),
+            coupling.to(self.operator.device),
+            front.to(self.operator.device),
+            leak,
+        )
+
+    # -- inside --------------------------------------------------------------
+
+    def _expand_until_converged(self, tolerance: float, max_products: int) -> bool:
+        while True:
+            ended = self.products >= max_products or (self.front == 0 and self.size == self.operator.dim)
+            # the small problem costs n^3: beyond 64 vectors it is solved at every 32nd part of growth
+            if self.size >= self.count and (ended or self.size < 64 or self.size % (self.size // 32) == 0):
+                theta, _, errors = self._ritz()
+                self.bound = max(tolerance * float(np.abs(theta).max(initial=0.0)), np.finfo(float).tiny)
+                if (errors[self._wanted(theta)] <= self.bound).all() and not self._waiting().any():
+                    return True
+            if ended or (self.front == 0 and not self._add(normal(self.operator, self.generator))):
+                return False
+            if self._full():
+                self._shrink((self.limit - self.front + self.count) // 2)
+            self._aim()
+            self._expand()
+
+    def _hidden(self, max_products: int, missed: float) -> list[Tensor]:
+        """Approximate eigenvectors (d,) that belong to the wanted ones and are not in the space."""
+        self.missed = 0.0
+        if self.size == self.operator.dim:
+            return []
+        theta, _, _ = self._ritz()
+        edges = _edges(theta[self._wanted(theta)], self.which, self.bound)
+        self._shrink(self.limit - self.front - CHECK)  # the wanted ones stand first now
+        used, wanted = self.size + self.front, self.rows[: self.count]
+        probe = normal(self.operator, self.generator).to(self.rows)
+        length = _norm(_orthogonalise(probe, wanted))
+        self.missed = float(self.operator.dim > self.count)
+        for state in lanczos(
+            self.operator,
+            probe,
+            min(self.limit - used, max_products - self.products),
+            against=wanted,
+            storage=self.rows[used:],
+        ):
+            self.products += 1
+            seen, mixed = state.ritz()
+            beyond = np.flatnonzero((seen < edges[0]) | (seen > edges[1]))
+            if len(beyond):
+                return [torch.from_numpy(mixed[:, i]).to(state.basis) @ state.basis for i in beyond]
+            self.missed = max(_chance(state, edge, length) for edge in edges if np.isfinite(edge))
+            if self.missed <= missed:
+                break
+        return []
+
+    def _wanted(self, theta: np.ndarray) -> np.ndarray:
+        return _select(theta, min(self.count, len(theta)), self.which)
+
+    def _full(self) -> bool:
+        """Whether no product can be taken before a restart."""
+        return self.size + self.front >= self.limit
+
+    def _waiting(self) -> np.ndarray:
+        """Of each front vector (s,): whether nothing is coupled to it, which is a start not yet multiplied."""
+        waiting: np.ndarray = np.abs(self.coupling).max(axis=1, initial=0.0) == 0
+        return waiting
+
+    def _add(self, vector: Tensor) -> float:
+        """Put a vector's part outside the space to the front. Returns the norm of that part, 0 where there is none."""
+        used = self.size + self.front
+        if used >= self.limit:
+            return 0.0
+        vector = vector.to(self.rows)
+        before = _norm(vector)
+        if not np.isfinite(before):
+            raise UsageError("a start vector has NaN or infinite entries.")
+        vector = _orthogonalise(vector, self.rows[:used])
+        size = _norm(vector)
+        # what is left of a vector inside the space is rounding
+        if size <= ROUNDING * torch.finfo(self.rows.dtype).eps * before:
+            return 0.0
+        # once more: normalising a small rest magnifies what of the others is left in it
+        vector = _orthogonalise(vector / size, self.rows[:used])
+        self.rows[used] = vector / _norm(vector)
+        self.coupling = np.vstack([self.coupling, np.zeros((1, self.size))])
+        self.front += 1
+        return size
+
+    def _expand(self) -> None:
+        """Multiply the first vector of the front."""
+        n, s = self.size, self.front
+        image = _product(self.operator, self.rows[n], f"the product with vector {n + 1} of the basis")
+        self.products += 1
+        self.largest = max(self.largest, _norm(image))
+        known = self.rows[: n + s]
+        parts = np.zeros(n + s)
+        for _ in range(2):
+            inside = known @ image
+            image = image - inside @ known
+            parts += inside.double().cpu().numpy()
+        beta = _norm(image)
+        if beta <= ROUNDING * torch.finfo(self.rows.dtype).eps * self.largest or n + s == self.operator.dim:
+            beta = 0.0
+        column = self.coupling[:1].T  # equal to parts[:n] up to rounding, and what makes T symmetric
+        self.projected = np.block([[self.projected, column], [column.T, parts[n : n + 1, None]]])
+        self.coupling = np.hstack([self.coupling[1:], parts[n + 1 :, None]])
+        self.size, self.front = n + 1, s - 1
+        if beta:
+            self.rows[n + s] = image / beta
+            last = np.zeros((1, n + 1))
+            last[0, n] = beta
+            self.coupling = np.vstack([self.coupling, last])
+            self.front += 1
+
+    def _ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ritz values (n,) ascending, vectors (n, n) in columns, and residuals (n,): |B s| for the vector s."""
+        theta, vectors = np.linalg.eigh(self.projected)
+        return theta, vectors, np.linalg.norm(self.coupling @ vectors, axis=0) if self.front else np.zeros(len(theta))
+
+    def _aim(self) -> None:
+        """Turn the front so that its first vector is the next to multiply: a start if one waits, else the direction with most of the wanted pairs' residuals."""
+        if self.front <= 1 or not self.size:
+            return
+        waiting = self._waiting()
+        if waiting.any():
+            self._turn(np.eye(self.front)[np.argsort(~waiting, kind="stable")])
+            return
+        theta, vectors, errors = self._ritz()
+        wanted = self._wanted(theta)
+        still = wanted[errors[wanted] > self.bound]
+        self._turn(np.linalg.svd(self.coupling @ vectors[:, still if len(still) else wanted])[0].T)
+
+    def _turn(self, turned: np.ndarray) -> None:
+        """Replace the front by an orthogonal turn (s, s) of it."""
+        place = slice(self.size, self.size + self.front)
+        self.rows[place] = torch.from_numpy(np.ascontiguousarray(turned)).to(self.rows) @ self.rows[place]
+        self.coupling = turned @ self.coupling
+
+    def _include(self, vector: Tensor) -> None:
+        """Multiply what a vector (d,) has in the front, and put its part outside the space there."""
+        if self._full():
+            self._shrink(self.count)
+        if self.front:
+            parts = (self.rows[self.size : self.size + self.front] @ vector).double().cpu().numpy()
+            if np.linalg.norm(parts) > 1e-3:  # a smaller part is found again by going on
+                self._turn(np.linalg.svd(parts[:, None])[0].T)
+                self._expand()
+        self._add(vector)
+
+    def _shrink(self, room: int) -> None:
+        """Thick restart: Q becomes at most `room` Ritz vectors, the wanted ones first; the relation holds as before."""
+        theta, vectors, _ = self._ritz()
+        first = self._wanted(theta)
+        nearest = _select(theta, min(max(room, self.count), len(theta)), self.which)
+        kept = np.concatenate([first, np.setdiff1d(nearest, first)])
+        self._rotate(vectors[:, kept])
+        for place in range(self.front):  # forward, so that nothing is overwritten before it is moved
+            self.rows[len(kept) + place] = self.rows[self.size + place]
+        self.size = len(kept)
+        self.projected = np.diag(theta[kept])
+        self.coupling = self.coupling @ vectors[:, kept]
+
+    def _rotate(self, combinations: np.ndarray) -> None:
+        """Replace Q by its combinations (n, p), p <= n, a strip of columns at a time and in place."""
+        turn = torch.from_numpy(np.ascontiguousarray(combinations.T)).to(self.rows)
+        strip = max(2**22 // max(self.size, 1), 1)
+        for first in range(0, self.operator.dim, strip):
+            part = slice(first, first + strip)
+            self.rows[: len(turn), part] = turn @ self.rows[: self.size, part]
+
+
+def _edges(chosen: np.ndarray, which: Which, margin: float) -> tuple[float, float]:
+    """Below the first and above the second number an eigenvalue would be among the `chosen`; infinite where that end is not wanted."""
+    if which == "largest":
+        return -np.inf, float(chosen.min()) + margin
+    if which == "smallest":
+        return float(chosen.max()) - margin, np.inf
+    if which == "magnitude":
+        size = float(np.abs(chosen).min()) + margin
+        return -size, size
+    high = (len(chosen) + 1) // 2
+    low = float(chosen[high:].max()) - margin if len(chosen) > high else -np.inf
+    return low, float(chosen[:high].min()) + margin
+
+
+def _chance(state: Krylov, edge: float, size: float) -> float:
+    """The chance that a Gaussian start of norm `size` hid an eigenvalue at the edge or beyond from the process, outside whose Ritz values the edge lies.
+
+    The start's component along the eigenvector is standard normal. A measure with the moments of the process has mass at most 1 / sum_i p_i(edge)^2 there (Christoffel), p_i its
+    orthonormal polynomials, which grow beyond the edge.
+    """
+    before, now, total, coupled = 0.0, 1.0, 1.0, 0.0
+    for alpha, beta in zip(state.alphas, state.betas, strict=True):
+        if beta == 0:  # all that the start sees is known
+            return 0.0
+        before, now = now, ((edge - alpha) * now - coupled * before) / beta
+        coupled = beta
+        total += now * now
+        if total > 1e200:
             break
-        passes += 1
-        values, residuals = np.append(values, theta[better]), np.append(residuals, errors[better])
-        rows = torch.cat([rows, torch.from_numpy(vectors[:, better].T.copy()).to(state.basis) @ state.basis])
-        kept = _choose(values, count, which)
-        values, residuals, rows = values[kept], residuals[kept], rows[torch.from_numpy(kept)]
-    if passes > 1:
-        products += len(values)
-        images = operator @ rows.T
-        residuals = (images - rows.T * torch.from_numpy(values).to(rows)).norm(dim=0).double().cpu().numpy()
-    # no product is known better than to its rounding
-    residuals = np.maximum(residuals, torch.finfo(operator.dtype).eps * scale)
-    return Eigenpairs(values, rows, residuals, residuals <= bound, products)
-
-
-def _better(known: np.ndarray, fresh: np.ndarray, margin: float, count: int, which: Which) -> np.ndarray:
-    """Indices of the fresh ascending values that belong to the `count` wanted of all, by more than `margin` where they push out a known one."""
-    middle = (fresh[0] + fresh[-1]) / 2
-    inward = {"largest": -1.0, "smallest": 1.0, "magnitude": -np.sign(fresh), "both": -np.sign(fresh - middle)}[which]
-    chosen = _choose(np.append(known, fresh + margin * inward if len(known) else fresh), count, which)
-    better: np.ndarray = np.sort(chosen[chosen >= len(known)]) - len(known)
-    return better
-
-
-def _choose(values: np.ndarray, count: int, which: Which) -> np.ndarray:
-    """Indices of the `count` wanted among values of any order."""
-    ascending: np.ndarray = np.argsort(values, kind="stable")
-    chosen: np.ndarray = ascending[_select(values[ascending], min(count, len(values)), which)]
-    return chosen
+    return float(2 * ndtr(size / np.sqrt(total)) - 1)
 
 
 def _select(values: np.ndarray, count: int, which: Which) -> np.ndarray:
@@ -278,14 +584,23 @@ class Quadrature:
 
 
 def quadrature(
-    operator: SymmetricOperator, *, probes: int, steps: int, generators: list[torch.Generator]
+    operator: SymmetricOperator,
+    *,
+    probes: int,
+    steps: int,
+    generators: Sequence[torch.Generator],
+    against: Tensor | None = None,
 ) -> Quadrature:
-    """Run `steps` (m) Lanczos steps from each of `probes` (P) Gaussian vectors, one generator a probe."""
-    nodes = np.full((probes, min(steps, operator.dim)), np.nan)
+    """Run `steps` (m) Lanczos steps from each of `probes` (P) Gaussian vectors, one generator a probe.
+
+    against: orthonormal eigenvectors (c, d), counted elsewhere: the probes and their measures are of the complement's d - c dimensions.
+    """
+    held = 0 if against is None else len(against)
+    nodes = np.full((probes, min(steps, operator.dim - held)), np.nan)
     weights = np.zeros_like(nodes)
     products = 0
     for index in range(probes):
-        (state,) = deque(lanczos(operator, _normal(operator, generators[index]), steps), maxlen=1)
+        (state,) = deque(lanczos(operator, normal(operator, generators[index]), steps, against=against), maxlen=1)
         products += len(state.alphas)
         theta, omega = state.quadrature()
         nodes[index, : len(theta)], weights[index, : len(theta)] = theta, omega

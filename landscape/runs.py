@@ -234,7 +234,7 @@ class Place:
 
 
 def place(text: str, at: str | None = None) -> Place:
-    """Read `RUN`, `RUN@last`, `RUN@init` or `RUN@step=500`; `at` is the part after @ where the text has none, by default last.
+    """Read `RUN`, `RUN@last`, `RUN@init`, `RUN@step=500` or `RUN@500`; `at` is the part after @ where the text has none, by default last.
 
     Raises UsageError where the run or the step is not there, or both tell a point.
     """
@@ -250,10 +250,10 @@ def place(text: str, at: str | None = None) -> Place:
         return Place(run, int(steps[-1]))
     if selector == "init":
         return Place(run, int(steps[0]))
-    name, _, number = selector.partition("=")
+    name, _, number = selector.partition("=") if "=" in selector else ("step", "", selector)
     if name != "step" or not re.fullmatch(r"-?[0-9]{1,18}", number):
         raise UsageError(
-            f"cannot read the place {selector!r} of {text!r}. Allowed: RUN, RUN@init, RUN@last, RUN@step=500."
+            f"cannot read the place {selector!r} of {text!r}. Allowed: RUN, RUN@init, RUN@last, RUN@step=500 or RUN@500."
         )
     run.trajectory().index(int(number))
     return Place(run, int(number))

@@ -18,6 +18,8 @@ This file needs no torch: `landscape show` opens a run in a fraction of a second
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import fnmatch
 import json
 import math
 import os
@@ -39,6 +41,8 @@ from landscape.errors import LandscapeError, UnsafeInputError, UsageError
 SEGMENT_BYTES = 64 * 2**20
 # columns are streamed in blocks of about this much float64
 BLOCK_BYTES = 128 * 2**20
+# names shown where none matches: a network has hundreds
+SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,31 @@ class Layout:
     def buffer_size(self) -> int:
         """B."""
         return sum(entry.size for entry in self.of("buffer"))
+
+    def select(self, pattern: str) -> np.ndarray:
+        """Which entries (D,) of the flat vector belong to the trained parameters whose names match: globs, several separated by commas.
+
+        Any name of a tied weight will do. Raises UsageError, with the nearest names, where a glob matches none.
+        """
+        entries = {entry.name: entry for entry in self.of("parameter")}
+        names = {
+            **entries,
+            **{alias: entries[name] for alias, name in self.aliases.items() if name in entries},
+        }
+        mask = np.zeros(self.dim, dtype=bool)
+        for glob in (part.strip() for part in pattern.split(",")):
+            found = [entry for name, entry in names.items() if fnmatch.fnmatchcase(name, glob)]
+            if not found:
+                near = sorted(names, key=lambda name: -difflib.SequenceMatcher(None, glob, name).ratio())[:SHOWN]
+                more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+                frozen = [entry.name for entry in self.of("frozen") if fnmatch.fnmatchcase(entry.name, glob)]
+                why = f" ({frozen[0]} is frozen)" if frozen else ""
+                raise UsageError(
+                    f"no trained parameter matches {glob!r}{why}. There are: {', '.join(near)}{more}. Give names or globs, separated by commas, such as '*.weight'."
+                )
+            for entry in found:
+                mask[entry.offset : entry.offset + entry.size] = True
+        return mask
 
     def to_json(self) -> str:
         """The layout as JSON text."""

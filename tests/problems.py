@@ -44,13 +44,14 @@ def planted(spectrum: np.ndarray, seed: int = 0) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Problem:
-    """An objective, a point, and the truth about it in numpy: value, gradient (D,) and Hessian (D, D) at any w (D,)."""
+    """An objective, a point, and the truth about it in numpy: value, gradient (D,) and Hessian (D, D) at any w (D,); for one target a row the mean of g_i g_i^T."""
 
     f: Objective
     point: Tensor
     value: Callable[[np.ndarray], float]
     gradient: Callable[[np.ndarray], np.ndarray]
     hessian: Callable[[np.ndarray], np.ndarray]
+    covariance: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 def quadratic(spectrum: np.ndarray, seed: int = 0) -> Problem:
@@ -130,6 +131,7 @@ def regression(kind: str, n: int = 23, features: int = 5, chunk: int | None = No
         lambda w: float(at(w)[0].mean()),
         lambda w: np.einsum("ikd,ik->d", jacobian, at(w)[1]) / n,
         lambda w: np.einsum("ikd,ikl,ile->de", jacobian, at(w)[2], jacobian) / n,
+        lambda w: np.einsum("ikd,ik,il,ile->de", jacobian, at(w)[1], at(w)[1], jacobian) / n,
     )
 
 
@@ -242,6 +244,59 @@ _MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "lstm": (lambda: nn.Sequential(Last(nn.LSTM(4, 3, batch_first=True)), nn.Linear(3, 3)), (3, 4), "cross-entropy"),
 }
 MODULES = tuple(_MODULES)
+
+# convolutions of every kind, ReLU in and out of place: layers with kernels of our own for second derivatives. The ReLUs are differentiable at normal points
+_LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "stride": (lambda: nn.Conv2d(2, 4, 3, stride=2, padding=1), (2, 5, 5)),
+    "dilated": (lambda: nn.Conv2d(2, 4, 2, dilation=2, bias=False), (2, 4, 4)),
+    "groups": (lambda: nn.Conv2d(2, 4, (1, 3), padding=(0, 1), groups=2), (2, 3, 4)),
+    "same": (lambda: nn.Conv2d(2, 3, 3, padding="same"), (2, 3, 3)),
+    "reflect": (lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"), (2, 3, 3)),
+    "conv1d": (lambda: nn.Conv1d(2, 4, 3, stride=2), (2, 6)),
+    "conv3d": (lambda: nn.Conv3d(1, 3, 2), (1, 2, 3, 3)),
+    "transposed": (lambda: nn.ConvTranspose2d(2, 3, 2), (2, 2, 2)),
+    "relu": (nn.ReLU, (6,)),
+    "relu in place": (lambda: nn.ReLU(inplace=True), (6,)),
+    "norm": (lambda: nn.BatchNorm2d(2), (2, 3, 3)),
+    "norm without weights": (lambda: nn.BatchNorm1d(2, affine=False), (2, 4)),
+    "norm with a frozen weight": (lambda: _frozen(nn.BatchNorm2d(2), "weight"), (2, 3, 3)),
+}
+LAYERS = tuple(_LAYERS)
+
+
+def _frozen(layer: nn.Module, name: str) -> nn.Module:
+    layer.get_parameter(name).requires_grad_(False)
+    return layer
+
+
+def layer(name: str, n: int = 7) -> tuple[Objective, Tensor]:
+    """The layer between a smooth bend, a sum over all but the channels (which gives expanded gradients back) and a linear map."""
+    make, shape = _LAYERS[name]
+    with global_stream(0, "problems"):
+        middle = make()
+        with torch.no_grad():
+            channels = middle(torch.zeros(2, *shape)).shape[1]
+        made = nn.Sequential(Bent(shape), middle, Pooled(), nn.Linear(channels, 3))
+    return Objective.of(filled(made), "cross-entropy", Rows(draw(n, *shape), torch.arange(n) % 3), dtype=F64, chunk=4)
+
+
+class Bent(nn.Module):
+    """tanh(a x) + x, with one a for every entry of a row."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.slopes = nn.Parameter(torch.ones(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.slopes * x) + x
+
+
+class Pooled(nn.Module):
+    """A sum and a mean of squares over all axes but rows and channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2) if x.ndim > 2 else x.unsqueeze(2)
+        return x.sum(2) + (x**2).mean(2)
 
 
 class Last(nn.Module):

@@ -10,6 +10,7 @@ import torch
 from problems import (
     DIFFERENCES,
     F64,
+    LAYERS,
     MODULES,
     REGRESSIONS,
     PartFrozen,
@@ -17,6 +18,7 @@ from problems import (
     close,
     draw,
     filled,
+    layer,
     module,
     objective,
     quadratic,
@@ -28,9 +30,11 @@ from problems import (
 from torch import nn
 from torch.nn import functional
 
+from landscape import curvature
+from landscape.curvature import _batch_norm
 from landscape.descent import Recipe, descend
 from landscape.errors import LandscapeError, UsageError
-from landscape.objectives import Loss, Objective, Rows, _affine_batch_norm, require_finite
+from landscape.objectives import CURVATURES, Loss, Objective, Rows, require_finite
 from landscape.seeds import generator
 from landscape.subspaces import coordinates, segment, span
 from landscape.subspaces import random as random_subspace
@@ -152,9 +156,9 @@ def test_a_softmax_net_has_negative_curvature_that_gauss_newton_drops():
 def test_batch_norm_by_running_statistics_is_its_affine_map(affine, shape):
     x, mean, var = draw(*shape), draw(3, seed=1), 0.1 + draw(3, seed=2).abs()
     weight, bias = (draw(3, seed=3), draw(3, seed=4)) if affine else (None, None)
-    close(_affine_batch_norm(x, mean, var, weight, bias), functional.batch_norm(x, mean, var, weight, bias), ROUNDING)
+    close(_batch_norm(False, x, mean, var, weight, bias), functional.batch_norm(x, mean, var, weight, bias), ROUNDING)
     close(
-        _affine_batch_norm(x, None, None, weight, bias, True),
+        _batch_norm(False, x, None, None, weight, bias, True),
         functional.batch_norm(x, None, None, weight, bias, True),
         0,
     )
@@ -802,3 +806,537 @@ def test_dropout_by_function_draws_from_the_named_stream():
     first, second = ([state.point for state in descend(f, w, Recipe(steps=5), 3)][-1] for _ in range(2))
     assert torch.equal(first, second)
     assert torch.equal(before, torch.get_rng_state())
+
+
+# -- the other matrices of curvature ------------------------------------------------------------------------------------------
+
+
+@by_name(AFFINE)
+def test_empirical_fisher_and_gradient_covariance_have_their_closed_form(make):
+    p = make()
+    truth = p.covariance(p.point.numpy())
+    close(p.f.empirical_fisher(p.point).dense(), truth)
+    close(p.f.gradient_covariance(p.point).dense(), truth)
+    b = draw(3, p.f.dim, seed=7)
+    g, zero = p.f.restrict(span(p.point, b)), torch.zeros(3, dtype=F64)
+    close(g.empirical_fisher(zero).dense(), b.numpy() @ truth @ b.numpy().T)
+    close(g.gradient_covariance(zero, keep=False).dense(), b.numpy() @ truth @ b.numpy().T)
+
+
+def standard_errors(draws, truth):
+    """How far the mean of draws (R, ...) lies from the truth, in standard errors of the mean."""
+    draws = np.asarray(draws)
+    return np.abs(draws.mean(0) - truth) / (draws.std(0, ddof=1) / np.sqrt(len(draws)))
+
+
+@by_name(AFFINE)
+def test_fisher_matrices_are_the_hessian_of_a_linear_model_on_average(make):
+    """E s s^T is the loss's curvature by the outputs. 100 seeds, 4 directions: by Student's law one of 12 means is beyond 5 standard errors with chance 3e-5."""
+    p = make()
+    v = draw(p.f.dim, 4, seed=4)
+    found = [torch.einsum("dk,dk->k", v, p.f.fisher(p.point, seed=seed) @ v).numpy() for seed in range(100)]
+    truth = np.einsum("dk,de,ek->k", v.numpy(), p.hessian(p.point.numpy()), v.numpy())
+    assert standard_errors(found, truth).max() < 5
+    many = p.f.fisher(p.point, samples=400)
+    # the mean over 400 draws of each target
+    errors = np.std(found, axis=0, ddof=1) / 20
+    assert (np.abs(torch.einsum("dk,dk->k", v, many @ v).numpy() - truth) < 5 * errors).all()
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "mse", nn.BCEWithLogitsLoss(), nn.BCELoss(), nn.NLLLoss()])
+def test_scores_of_drawn_targets_have_mean_zero_and_the_information_as_covariance(loss):
+    """The law of every likelihood: E s = 0, E s s^T = I, by 40,000 draws: 5 standard errors of 12 means."""
+    likelihood = Loss.of(loss).likelihood
+    outputs = draw(1, 3, seed=2)
+    o = outputs.numpy()[0]
+    p = np.exp(o) / np.exp(o).sum()
+    sigmoid = 1 / (1 + np.exp(-o))
+    if isinstance(loss, nn.BCELoss):
+        outputs = torch.from_numpy(sigmoid)[None]
+    if isinstance(loss, nn.NLLLoss):
+        outputs = torch.from_numpy(np.log(p))[None]
+    viewed = likelihood.targets(outputs.expand(40_000, -1))
+    noise = likelihood.noise((40_000, *viewed.shape[1:]), generator(1, "noise"))
+    scores = likelihood.score(viewed, noise).numpy().reshape(40_000, 3)
+    weight = float(likelihood.weights(outputs, torch.tensor([0]))[0, 0])
+    name = loss if isinstance(loss, str) else type(loss).__name__
+    mean = (
+        -p if name == "NLLLoss" else np.zeros(3)
+    )  # -log p is normalised before it gets here: its slope is -1 at the target
+    information = {
+        "cross-entropy": np.diag(p) - np.outer(p, p),
+        "mse": 2 / 3 * np.eye(3),
+        "BCEWithLogitsLoss": np.diag(sigmoid * (1 - sigmoid)),
+        "BCELoss": np.diag(1 / (sigmoid * (1 - sigmoid))),
+        "NLLLoss": np.diag(p),
+    }[name]
+    assert weight == pytest.approx(1 / 3 if "BCE" in name else 1)
+    assert standard_errors(scores, mean).max() < 5
+    products = scores[:, :, None] * scores[:, None]
+    varying = products.std(0) > 0  # a categorical draw of log probabilities has products that are always 0
+    close(products.mean(0)[~varying], information[~varying])
+    assert standard_errors(products[:, varying], information[varying]).max() < 5
+
+
+@pytest.mark.parametrize("tokens", [False, True], ids=["rows", "tokens"])
+@pytest.mark.parametrize("loss", MEANS.values(), ids=MEANS)
+def test_weighted_smoothed_and_ignored_targets_count_as_they_do_in_the_loss(loss, tokens):
+    """With q the smoothed target and e = q . weights: a score is p - q weights / e (-one-hot for log probabilities), its weight e, all over the sum of torch's weights."""
+    targets = torch.arange(26 if tokens else 13).reshape(13, -1).squeeze(1) % 3
+    if loss.ignore_index == -100:
+        targets = targets.masked_fill(targets == 2, -100)
+    net = filled(nn.Conv1d(4, 3, 1) if tokens else nn.Linear(4, 3))
+    x = draw(13, 4, 2) if tokens else draw(13, 4)
+    f, z = Objective.of(net, loss, Rows(x, targets), dtype=F64, chunk=4)
+    logits = isinstance(loss, nn.CrossEntropyLoss)
+    smoothing = loss.label_smoothing if logits else 0.0
+    weights = np.ones(3) if loss.weight is None else loss.weight.numpy()
+    w, bias = z.numpy()[:12].reshape(3, 4), z.numpy()[12:]
+    total, fisher, covariance, gauss_newton = 0.0, 0.0, 0.0, 0.0
+    for row, answers in zip(
+        x.reshape(13, 4, -1).numpy().transpose(0, 2, 1), targets.reshape(13, -1).numpy(), strict=True
+    ):
+        gradient, counted = 0.0, 0.0
+        for point, target in zip(row, answers, strict=True):
+            if target == loss.ignore_index:
+                continue
+            p = np.exp(w @ point + bias)
+            p /= p.sum()
+            q = (1 - smoothing) * np.eye(3)[target] + smoothing / 3
+            e, slope = q @ weights, (p if logits else 0) * (q @ weights) - q * weights
+            jacobian = np.hstack([np.kron(np.eye(3), point[None]), np.eye(3)])
+            gauss_newton += jacobian.T @ (e * logits * (np.diag(p) - np.outer(p, p))) @ jacobian
+            gradient += jacobian.T @ slope
+            counted += weights[target]
+            if e > 0:
+                fisher += np.outer(jacobian.T @ slope, jacobian.T @ slope) / e
+        total += counted
+        if counted > 0:
+            covariance += np.outer(gradient, gradient) / counted
+    close(f.gauss_newton(z).dense(), gauss_newton / total)
+    close(f.empirical_fisher(z).dense(), fisher / total)
+    close(f.gradient_covariance(z).dense(), covariance / total)
+    if logits:
+        v = draw(15, seed=3).numpy()
+        found = [float(v @ (f.fisher(z, samples=4, seed=seed) @ torch.from_numpy(v)).numpy()) for seed in range(40)]
+        assert standard_errors(found, v @ gauss_newton @ v / total) < 5
+
+
+def test_binary_answers_are_targets_of_their_own():
+    """Of f = mean over N rows of the mean over 3 entries: every entry weighs 1/3."""
+    x, y = draw(9, 4), (draw(9, 3, seed=1) > 0).double()
+    f, z = Objective.of(filled(nn.Linear(4, 3)), nn.BCEWithLogitsLoss(), Rows(x, y), dtype=F64, chunk=4)
+    slope = 1 / (1 + np.exp(-f.outputs(z).numpy())) - y.numpy()
+    jacobian = np.stack([np.hstack([np.kron(np.eye(3), point[None]), np.eye(3)]) for point in x.numpy()])
+    close(f.empirical_fisher(z).dense(), np.einsum("nkd,nk,nke->de", jacobian, slope**2, jacobian) / 27)
+    together = np.einsum("nkd,nk->nd", jacobian, slope) / 3
+    close(f.gradient_covariance(z).dense(), together.T @ together / 9)
+
+
+def test_probabilities_as_targets_have_scores_p_minus_q():
+    x, y = draw(13, 4), torch.softmax(draw(13, 3, seed=1), 1)
+    f, z = Objective.of(filled(nn.Linear(4, 3)), "cross-entropy", Rows(x, y), dtype=F64, chunk=4)
+    slope = torch.softmax(f.outputs(z), 1).numpy() - y.numpy()
+    gradients = np.hstack([(slope[:, :, None] * x.numpy()[:, None]).reshape(13, 12), slope])
+    close(f.empirical_fisher(z).dense(), gradients.T @ gradients / 13)
+    close(f.gradient_covariance(z).dense(), gradients.T @ gradients / 13)
+
+
+@every_module
+def test_gradient_covariance_is_that_of_differences_row_by_row(name):
+    f, z = objective(name, n=5, chunk=2)
+    gradients = slopes(lambda point: f.by_row(point)[0], z).numpy()  # (D, N)
+    close(f.gradient_covariance(z).dense(), gradients @ gradients.T / 5, 10 * DIFFERENCES)
+
+
+def test_gradient_covariance_is_of_any_loss():
+    f, z = Objective.of(
+        filled(nn.Linear(4, 3)), lambda o, t: (o - t).abs().sum(1), Rows(draw(13, 4), draw(13, 3, seed=1)), dtype=F64
+    )
+    signs = np.sign((f.outputs(z) - f.rows.targets).numpy())
+    gradients = np.hstack([(signs[:, :, None] * f.rows.inputs.numpy()[:, None]).reshape(13, 12), signs])
+    close(f.gradient_covariance(z).dense(), gradients.T @ gradients / 13)
+    p = ring()
+    close(p.f.gradient_covariance(p.point).dense(), np.outer(*[p.gradient(p.point.numpy())] * 2))
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv-batchnorm", "mlp-mse"])
+@pytest.mark.parametrize("matrix", CURVATURES)
+def test_every_matrix_is_one_matrix_whatever_the_chunks_and_whatever_is_kept(name, matrix):
+    whole, z = objective(name)
+    v = draw(whole.dim, 2, seed=3)
+    truth = whole.curvature(z, matrix, keep=True) @ v
+    for chunk in (1, 5):
+        f, _ = objective(name, chunk=chunk)
+        for keep in (True, False):
+            operator = f.curvature(z, matrix, keep=keep)
+            close(operator @ v, truth, ROUNDING)
+            close(operator @ v, truth, ROUNDING)
+            assert len(operator.terms) == -(-13 // chunk)
+            close(sum(term(v[:, 0]) for term in operator.terms), truth[:, 0], ROUNDING)
+
+
+def test_draws_depend_on_the_seed_and_a_further_sample_shifts_none():
+    f, z = objective("mlp")
+    one, two, other = (f.fisher(z, samples=n, seed=seed).dense().numpy() for n, seed in ((1, 0), (2, 0), (1, 1)))
+    assert np.abs(one - other).max() > 1e-3
+    second = 2 * two - one  # what the second draw alone gives: again a sum of squares, of rank 13 at most
+    values = np.linalg.eigvalsh(second)
+    assert values.min() > -ROUNDING
+    assert (values > ROUNDING).sum() <= 13
+    close(f.curvature(z, "fisher", samples=2).dense(), two, 0)
+
+
+def test_a_second_library_has_the_same_matrices():
+    curvlinops = pytest.importorskip("curvlinops")
+    for name in ("mlp", "mlp-mse", "conv-batchnorm"):
+        f, z = objective(name, chunk=5)
+        net = f.module(z)
+        loss = nn.MSELoss() if name == "mlp-mse" else nn.CrossEntropyLoss()
+        common = (net, loss, [p for p in net.parameters() if p.requires_grad], [(f.rows.inputs, f.rows.targets)])
+        v = draw(f.dim, seed=3)
+        close(f.gauss_newton(z) @ v, curvlinops.GGNLinearOperator(*common) @ v, ROUNDING)
+        close(f.hessian(z) @ v, curvlinops.HessianLinearOperator(*common) @ v, ROUNDING)
+        if name != "mlp-mse":
+            close(f.empirical_fisher(z) @ v, curvlinops.EFLinearOperator(*common) @ v, ROUNDING)
+            theirs = [
+                float(v @ (curvlinops.FisherMCLinearOperator(*common, seed=seed, check_deterministic=False) @ v))
+                for seed in range(30)
+            ]
+            ours = [float(v @ (f.fisher(z, seed=seed) @ v)) for seed in range(30)]
+            error = np.sqrt((np.var(ours, ddof=1) + np.var(theirs, ddof=1)) / 30)
+            assert abs(np.mean(ours) - np.mean(theirs)) < 5 * error
+
+
+@pytest.mark.parametrize(
+    "message, ask",
+    {
+        "Did you mean 'hessian'": lambda f, z: f.curvature(z, "hesian"),
+        "the loss <lambda> has no known likelihood, so no fisher": lambda f, z: f.fisher(z),
+        "no empirical-fisher matrix": lambda f, z: f.empirical_fisher(z),
+        "at least 1 sample": lambda f, z: objective("mlp")[0].fisher(objective("mlp")[1], samples=0),
+        "couples the rows": lambda f, z: f.with_buffers({}, "batch").gradient_covariance(z),
+        "of a function, not of a module": lambda f, z: ring().f.module(ring().point),
+        "no eval mode": lambda f, z: f.with_buffers({}, "batch").module(z),
+    }.items(),
+)
+def test_a_matrix_that_is_not_defined_is_refused_with_the_reason(message, ask):
+    with pytest.raises(UsageError, match=message):
+        ask(*linear(lambda o, t: (o - t).abs().sum(1)))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.BCEWithLogitsLoss(pos_weight=torch.tensor(2.0)),
+        nn.BCEWithLogitsLoss(weight=torch.ones(1)),
+        nn.HuberLoss(),
+        type("Mine", (nn.MSELoss,), {})(),
+    ],
+)
+def test_no_likelihood_is_invented(loss):
+    assert Loss.of(loss).likelihood is None
+
+
+# -- kernels for second derivatives -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_has_slopes_of_its_gradients_as_hessian(name):
+    f, z = layer(name)
+    dense = f.hessian(z).dense()
+    close(dense, dense.T, ROUNDING)
+    # values of the size of 10 to 100 here: their roundings in the differences as well
+    close(dense, slopes(f.gradient, z), 100 * DIFFERENCES)
+    jacobian, p = slopes(f.outputs, z).numpy(), torch.softmax(f.outputs(z), 1).numpy()
+    bend = p[:, :, None] * np.eye(3) - p[:, :, None] * p[:, None, :]
+    close(f.gauss_newton(z).dense(), np.einsum("dik,ikl,eil->de", jacobian, bend, jacobian) / 7, 100 * DIFFERENCES)
+
+
+def test_a_model_that_views_its_images_row_by_row_is_taken_as_it_is():
+    class Viewing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.out = nn.Conv2d(2, 3, 3), nn.Linear(12, 3)
+
+        def forward(self, x):
+            x = torch.tanh(self.conv(x))
+            return self.out(x.view(len(x), -1))
+
+    x, y = draw(7, 2, 4, 4), torch.arange(7) % 3
+    f, z = Objective.of(filled(Viewing()), "cross-entropy", Rows(x, y), dtype=F64, chunk=4)
+    assert not f.channels_last
+    close(f.hessian(z).dense(), slopes(f.gradient, z), DIFFERENCES)
+    other, z = objective("conv-batchnorm")
+    assert other.channels_last
+    assert other.gradient(z).is_contiguous()
+    close(dataclasses.replace(other, channels_last=False)(z), other(z), ROUNDING)
+
+
+# -- only what moves ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("matrix", CURVATURES)
+def test_a_block_of_parameters_has_the_block_of_the_dense_matrix(matrix):
+    f, w = objective("tied", chunk=5)
+    whole = f.curvature(w, matrix).dense()
+    for pattern in ("first.*", "second.weight", "out.*", "second.bias, out.weight"):
+        mask = torch.from_numpy(f.model.layout.select(pattern))
+        block = f.restrict(coordinates(w, mask)).curvature(w[mask], matrix).dense()
+        close(block, whole[mask][:, mask], ROUNDING)
+    mask = torch.arange(f.dim) % 3 == 0  # parts of every tensor
+    close(f.restrict(coordinates(w, mask)).curvature(w[mask], matrix).dense(), whole[mask][:, mask], ROUNDING)
+
+
+def test_the_gradient_of_a_block_is_that_block_of_the_gradient():
+    f, w = objective("conv-batchnorm", chunk=5)
+    mask = torch.from_numpy(f.model.layout.select("1.*"))
+    g = f.restrict(coordinates(w, mask))
+    close(g.gradient(w[mask]), f.gradient(w)[mask], ROUNDING)
+    many = w[mask] + 0.1 * draw(3, g.dim)
+    close(g.gradient(many), torch.stack([slopes(g, z) for z in many]), DIFFERENCES)
+
+
+class Untouchable(torch.autograd.Function):
+    """The identity, whose derivative must not be asked for."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        raise Bomb
+
+
+def test_nothing_is_differentiated_by_tensors_that_no_coordinate_moves():
+    class Guarded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.out = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.out(torch.tanh(functional.linear(x, Untouchable.apply(self.first.weight), self.first.bias)))
+
+    f, w = Objective.of(filled(Guarded()), "cross-entropy", rows("mlp"), dtype=F64)
+    plain, _ = objective("mlp")
+    truth = slopes(plain.gradient, w)
+    with pytest.raises(Bomb):
+        f.gradient(w)
+    mask = torch.from_numpy(f.model.layout.select("out.*"))
+    direction = torch.zeros(2, f.dim, dtype=F64)
+    direction[:, mask] = draw(2, 18)
+    for subspace, z in ((coordinates(w, mask), w[mask]), (span(w, direction), torch.zeros(2, dtype=F64))):
+        g = f.restrict(subspace)
+        b = subspace.push(torch.eye(g.dim, dtype=F64)).numpy()
+        close(g.gradient(z), b @ plain.gradient(w).numpy(), ROUNDING)
+        close(g.hessian(z).dense(), b @ truth.numpy() @ b.T, 10 * DIFFERENCES)
+        assert g.restrict(segment(z, z + 1)).gradient(torch.zeros(1, dtype=F64)).shape == (1,)
+
+
+def test_a_restriction_that_moves_nothing_has_slope_and_curvature_zero():
+    f, w = objective("mlp")
+    g, z = f.restrict(span(w, torch.zeros(2, f.dim, dtype=F64))), torch.zeros(2, dtype=F64)
+    assert torch.equal(g.gradient(z), z)
+    for matrix in CURVATURES:
+        assert torch.equal(g.curvature(z, matrix).dense(), torch.zeros(2, 2, dtype=F64))
+
+
+def test_a_tensor_that_the_loss_does_not_use_has_no_curvature():
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.idle = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.used(x)
+
+    f, w = Objective.of(filled(Idle()), "cross-entropy", rows("mlp"), dtype=F64)
+    mask = torch.from_numpy(f.model.layout.select("idle.*"))
+    g = f.restrict(coordinates(w, mask))
+    for matrix in CURVATURES:
+        dense = f.curvature(w, matrix).dense()
+        assert torch.equal(dense[mask], torch.zeros(15, 30, dtype=F64))
+        assert torch.equal(g.curvature(w[mask], matrix).dense(), torch.zeros(15, 15, dtype=F64))
+    assert torch.equal(g.gradient(w[mask]), torch.zeros(15, dtype=F64))
+
+
+# -- memory -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("matrix", CURVATURES)
+@pytest.mark.parametrize("keep", [None, False])
+def test_rows_are_split_where_the_graph_of_a_chunk_would_not_fit(monkeypatch, matrix, keep):
+    f, z = objective("mlp", n=50)
+    v = draw(f.dim, seed=3)
+    truth = f.curvature(z, matrix) @ v
+    assert f.curvature(z, matrix).notes == ()
+    some = f.on(slice(0, 10)).graph_bytes(z)
+    monkeypatch.setattr(curvature, "free_memory", lambda device: 2 * some)  # half of it is the graph of 10 rows
+    operator = f.curvature(z, matrix, keep=keep)
+    (note,) = operator.notes
+    assert "at a time: the graph of" in note
+    assert 1 <= int(note.split()[2]) < 50
+    close(operator @ v, truth, ROUNDING)
+    close(sum(term(v) for term in operator.terms), truth, ROUNDING)
+
+
+SAID = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
+
+
+@pytest.mark.parametrize("error", [RuntimeError(SAID), MemoryError(), torch.OutOfMemoryError("CUDA out of memory.")])
+@pytest.mark.parametrize("where", ["graph", "product"])
+@pytest.mark.parametrize("most", [1, 6])
+@pytest.mark.parametrize("keep", [True, None, False])
+def test_what_runs_out_of_memory_is_halved_and_gives_the_same(error, where, most, keep):
+    class Short(torch.autograd.Function):
+        """The identity, on a machine with room for `most` rows: in a graph, or only in the product with it."""
+
+        @staticmethod
+        def forward(ctx, x):
+            if where == "graph" and armed and len(x) > most:
+                raise error
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            ShortSlope.calls = 0
+            return ShortSlope.apply(g)
+
+    class ShortSlope(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, g):
+            return g.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            if where == "product" and armed and len(g) > most:
+                raise error
+            return g
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.out = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.out(torch.tanh(Short.apply(self.first(x)) if torch.is_grad_enabled() else self.first(x)))
+
+    armed = []
+    f, z = Objective.of(filled(Net()), "cross-entropy", rows("mlp"), dtype=F64)
+    v = draw(f.dim, seed=3)
+    truth = f.hessian(z) @ v
+    armed.append(True)
+    operator = f.hessian(z, keep=keep)
+    close(operator @ v, truth, ROUNDING)
+    close(operator @ v, truth, ROUNDING)
+    close(sum(term(v) for term in operator.terms), truth, ROUNDING)
+    if where == "graph":
+        assert f"rows taken {most if most == 1 else 4} at a time" in operator.notes[0]
+
+
+def test_a_row_that_does_not_fit_is_said_so_with_its_size():
+    class Full(nn.Linear):
+        def forward(self, x):
+            if torch.is_grad_enabled() and full:
+                raise RuntimeError(SAID)
+            return super().forward(x)
+
+    full = []
+    f, z = Objective.of(filled(Full(4, 3)), "cross-entropy", rows("mlp"), dtype=F64)
+    full.append(True)
+    with pytest.raises(LandscapeError, match=r"the graph of 1 row does not fit in memory; .* are free\. Take float32"):
+        f.hessian(z)
+    full.clear()
+    operator = f.hessian(z, keep=False)
+    full.append(True)
+    with pytest.raises(LandscapeError, match=r"does not fit in memory \(a row takes \d+ bytes\)"):
+        operator @ z
+
+
+def test_rows_that_depend_on_each_other_are_never_split(monkeypatch):
+    f, z = objective("batchnorm", chunk=13)
+    f = f.with_buffers(f.buffers, "batch")
+    truth = slopes(f.gradient, z)
+    monkeypatch.setattr(curvature, "free_memory", lambda device: 1)
+    operator = f.hessian(z)
+    assert operator.notes == ()
+    close(operator.dense(), truth, DIFFERENCES)
+
+    def fails(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(torch.autograd, "grad", fails)
+    with pytest.raises(LandscapeError, match="does not allow to split"):
+        f.hessian(z)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    f, z = Objective.of(filled(nn.Linear(4, 3)), "cross-entropy", rows("mlp"), dtype=F64)
+    broken = dataclasses.replace(
+        f, loss=dataclasses.replace(f.loss, rows=lambda o, t: (_ for _ in ()).throw(RuntimeError("shapes")))
+    )
+    with pytest.raises(RuntimeError, match="shapes"):
+        broken.hessian(z)
+
+
+def test_the_measured_size_of_a_graph_grows_with_the_rows():
+    f, z = objective("mlp", n=200)
+    sizes = [f.on(slice(0, n)).graph_bytes(z) for n in (50, 100, 200)]
+    assert sizes[2] - sizes[1] == pytest.approx(2 * (sizes[1] - sizes[0]), rel=0.01)
+    # the hidden layer alone saves 5 numbers of 8 bytes a row, in each of two passes; data and parameters are there anyway
+    assert 50 * 2 * 5 * 8 < sizes[0] < 50 * 20 * 5 * 8
+    more, _ = objective("mlp", n=100_000)
+    assert more.on(slice(0, 50)).graph_bytes(z) == sizes[0]
+    w = f.lift(z)
+    mask = torch.from_numpy(f.model.layout.select("2.*"))
+    assert f.restrict(coordinates(w, mask)).graph_bytes(w[mask]) < sizes[2]
+
+
+# -- the same twice, and elsewhere --------------------------------------------------------------------------------------------
+
+
+def test_passes_that_differ_are_told_by_how_much():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.inner(functional.dropout(x, 0.5))  # forgets that it is not training
+
+    f, z = objective("mlp")
+    assert f.repeat_error(z) <= ROUNDING
+    noisy, w = Objective.of(filled(Noisy()), "cross-entropy", rows("mlp"), dtype=F64)
+    assert noisy.repeat_error(w) > 0.01
+    flat = Objective.from_function(lambda w: 0 * w.sum(), 3)
+    assert flat.repeat_error(torch.ones(3, dtype=F64)) == 0.0
+
+
+@every_module
+def test_the_module_of_a_point_answers_as_the_objective_does(name):
+    f, w = objective(name)
+    f = f.with_buffers({key: value + 1 if value.is_floating_point() else value for key, value in f.buffers.items()})
+    z = w + 0.1
+    net = f.module(z)
+    assert not any(part.training for part in net.modules())
+    with torch.no_grad():
+        close(net(f.rows.inputs), f.outputs(z), ROUNDING)
+    original = module(name)
+    assert [p.requires_grad for p in net.parameters()] == [p.requires_grad for p in original.parameters()]
+    assert list(net.state_dict()) == list(original.state_dict())
+    before = f(z)
+    with torch.no_grad():
+        for tensor in [*net.parameters(), *net.buffers()]:
+            tensor.zero_()
+    assert torch.equal(f(z), before)
+    other = f.module(z)
+    with torch.no_grad():
+        close(other(f.rows.inputs), f.outputs(z), ROUNDING)
+
+
+def test_the_module_of_a_restriction_stands_at_the_lifted_point():
+    f, w = objective("mlp")
+    g, z = f.restrict(segment(w, w + 1)), torch.tensor([0.3], dtype=F64)
+    with torch.no_grad():
+        close(g.module(z)(f.rows.inputs), f.outputs(w + 0.3), ROUNDING)

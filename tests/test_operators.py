@@ -121,7 +121,7 @@ def test_the_spread_of_a_large_float32_spectrum_is_not_taken_for_its_end():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_product_that_is_not_finite_is_an_error(bad):
     broken = diagonal(torch.tensor([1.0, bad, 3.0]))
-    with pytest.raises(LandscapeError, match="product number 1 is not finite"):
+    with pytest.raises(LandscapeError, match="not finite: the point has NaN or infinite curvature"):
         eigenpairs(broken, 1, generator=generator(0, "x"))
 
 
@@ -192,7 +192,7 @@ def test_the_hessian_of_a_linear_regression_repeats_every_value_once_an_output()
 
 def test_too_few_steps_say_so():
     matrix = planted(np.linspace(0, 1, 200))
-    pairs = eigenpairs(operator(matrix), 4, generator=generator(0, "x"), steps=12)
+    pairs = eigenpairs(operator(matrix), 4, generator=generator(0, "x"), max_products=12)
     assert pairs.products == 12
     assert not pairs.converged.any()
     distance = np.abs(np.linspace(0, 1, 200)[:, None] - pairs.values).min(0)
@@ -239,7 +239,7 @@ def test_an_equal_generator_gives_equal_pairs():
 )
 def test_counts_that_cannot_be_given_are_refused(count, steps, message):
     with pytest.raises(UsageError, match=message):
-        eigenpairs(operator(np.eye(9)), count, generator=generator(0, "x"), steps=steps)
+        eigenpairs(operator(np.eye(9)), count, generator=generator(0, "x"), max_products=steps)
 
 
 # -- quadrature -------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import torch
 from matplotlib.figure import Figure
 from problems import F64, close, draw, objective, quadratic, regression
 
-from landscape.analysis.spectra import OPERATORS, Spectrum, spectrum
+from landscape.analysis.spectra import Spectrum, spectrum
 from landscape.errors import LandscapeError, UsageError
 from landscape.objectives import Objective
 from landscape.results import Result
@@ -30,7 +30,7 @@ def wide(d=200, negative=50, zero=30):
 
 
 @pytest.mark.parametrize("which", ["largest", "smallest", "both", "magnitude"])
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("operator", ["hessian", "gauss-newton"])
 @pytest.mark.parametrize("name", ["mlp", "conv-batchnorm", "tied", "attention"])
 def test_the_top_values_are_those_of_the_dense_matrix(name, operator, which):
     f, z = objective(name, chunk=5)

@@ -456,6 +456,42 @@ def test_steps_must_increase(tmp_path: Path, step: int) -> None:
     assert Trajectory.open(tmp_path).steps.tolist() == [7]
 
 
+@pytest.mark.parametrize(
+    "pattern, entries",
+    [
+        ("w", range(5)),
+        ("b.*", range(5, 7)),
+        ("tied", range(5)),
+        ("*", range(7)),
+        ("b.0, t*d", range(7)),
+        ("[a-b].?", range(5, 7)),
+    ],
+)
+def test_a_glob_selects_the_entries_of_the_tensors_that_it_names(pattern: str, entries: range) -> None:
+    assert np.flatnonzero(layout_of(7, 2).select(pattern)).tolist() == list(entries)
+
+
+@pytest.mark.parametrize(
+    "pattern, message",
+    [
+        ("b.1", r"no trained parameter matches 'b\.1'\. There are: b\.0, "),
+        ("w,mean", "no trained parameter matches 'mean'"),
+        ("table", r"matches 'table' \(table is frozen\)"),
+        ("W", "matches 'W'"),
+        ("", "matches ''"),
+    ],
+)
+def test_a_glob_that_names_nothing_is_refused_with_the_nearest_names(pattern: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        layout_of(7, 2).select(pattern)
+
+
+def test_only_a_few_names_of_many_are_shown() -> None:
+    layout = Layout(tuple(Entry(f"layer{i}.weight", (1,), i, "float32", "parameter") for i in range(100)))
+    with pytest.raises(UsageError, match=r"There are: layer42\.weight, .*, and 92 more\."):
+        layout.select("layer42.wait")
+
+
 @pytest.mark.parametrize("other", [layout_of(8), layout_of(7, 1), dataclasses.replace(layout_of(7), aliases={})])
 def test_the_trajectory_of_another_model_is_not_written_to(tmp_path: Path, other: Layout) -> None:
     write(tmp_path, 7, 3)
