@@ -18,7 +18,7 @@ from torch import Tensor
 from landscape.analysis.spectra import NAMES
 from landscape.errors import UsageError, unknown
 from landscape.functionals import trace
-from landscape.objectives import CURVATURES, Objective, dtype_name, require_finite
+from landscape.objectives import CURVATURES, Curvature, Objective, dtype_name, require_finite
 from landscape.operators import SearchSpace
 from landscape.results import Result
 from landscape.seeds import generator
@@ -147,7 +147,7 @@ def layers(
     f: Objective,
     w: Tensor,
     *,
-    operator: str = "hessian",
+    operator: Curvature = "hessian",
     top: int = 1,
     params: str = "*",
     accuracy: float = 0.05,
@@ -181,16 +181,16 @@ def layers(
     values, residuals = (np.full((len(groups), top), np.nan) for _ in range(2))
     traces, errors, converged, products = [], [], [], 0
     notes: dict[str, None] = {}
-    for place, part in enumerate(groups.values()):
+    for index, part in enumerate(groups.values()):
         mask = torch.from_numpy(part).to(w.device)
         block = f.restrict(coordinates(w, mask)).curvature(w[mask], operator, seed=seed)
         notes |= dict.fromkeys(block.notes)
-        space = SearchSpace(block, top, generator=generator(seed, "lanczos", place))
+        space = SearchSpace(block, top, generator=generator(seed, "lanczos", index))
         space.converge(tolerance=tolerance, max_products=max_products)
         pairs = space.pairs()
         whole = trace(block, accuracy=accuracy, space=space, max_products=max_products, seed=seed)
         products += space.products + whole.products
-        values[place, : len(pairs.values)], residuals[place, : len(pairs.values)] = pairs.values, pairs.residuals
+        values[index, : len(pairs.values)], residuals[index, : len(pairs.values)] = pairs.values, pairs.residuals
         converged.append(bool(pairs.converged.all()))
         traces.append(whole.value)
         errors.append(whole.error)

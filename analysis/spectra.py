@@ -21,7 +21,7 @@ from torch import Tensor
 
 from landscape.errors import UsageError, unknown
 from landscape.functionals import Measure, measure, trace
-from landscape.objectives import CURVATURES, Objective, dtype_name, require_finite
+from landscape.objectives import CURVATURES, Curvature, Objective, dtype_name, require_finite
 from landscape.operators import Eigenpairs, SearchSpace, SymmetricOperator, Which
 from landscape.results import Result
 from landscape.seeds import generator
@@ -198,7 +198,8 @@ class Spectrum(Result):
         near = 1 - self.negative - self.positive
         ax.set_xlabel("|eigenvalue|")
         ax.set_ylabel("share of eigenvalues per decade")
-        ax.legend(loc="upper right")
+        if top > floor:
+            ax.legend(loc="upper right")
         ax.set_title(f"By size; within ±{self.zero:.0e} lie {100 * max(near, 0):.0f}%", loc="left")
 
     def _plot_values(self, ax: Axes) -> None:
@@ -297,7 +298,7 @@ def spectrum(
     z: Tensor,
     *,
     top: int = 10,
-    operator: str = "hessian",
+    operator: Curvature = "hessian",
     which: Which = "largest",
     density: bool = False,
     accuracy: float | None = None,
@@ -460,12 +461,12 @@ def _density(found: Measure, known: np.ndarray, precision: float) -> dict[str, A
     points = np.concatenate([found.values, found.nodes[found.weights > 0], known])
     low, high = float(points.min()), float(points.max())
     size = max(abs(low), abs(high))
-    zero = precision * size
+    zero = max(precision * size, float(np.finfo(float).tiny))  # of a zero matrix no eigenvalue has a sign
     width = max(high - low, 1e-12 * max(size, 1.0)) * FINEST
     grid = np.linspace(low - 5 * width, high + 5 * width, 2001)
     mean, error = _curve(found, grid, width, lambda x: x, 1)
     decades = np.linspace(np.log10(zero), np.log10(size) + 0.3, 601) if size > 0 else _EMPTY
-    parts = {}
+    parts: dict[str, np.ndarray] = {}
     for name, sign in (("positive", 1), ("negative", -1)):
         # eigenvalues of the other sign, and those of none, are put below the axis
         bent = [_EMPTY, _EMPTY]
@@ -554,9 +555,9 @@ def _pyhessian(
 ) -> Eigenpairs:
     """The same question put to PyHessian (Yao et al. 2020): power iteration with deflation on the user's module. Residuals are by our products."""
     import contextlib
-    import io
-
     import importlib
+    import io
+    import warnings
 
     from landscape.seeds import global_stream
 
@@ -575,7 +576,8 @@ def _pyhessian(
 
     peer.hessian_vector_product = counted
     try:
-        with global_stream(seed, "pyhessian"), contextlib.redirect_stdout(io.StringIO()):
+        with global_stream(seed, "pyhessian"), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its way to build graphs
             asked = peer.hessian(
                 f.module(z), f.loss.mean, data=(f.rows.inputs, f.rows.targets), cuda=f.device.type == "cuda"
             )

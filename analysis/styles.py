@@ -76,9 +76,9 @@ def sheet(result: Result) -> Sheet:
     columns = math.ceil(len(panels) / rows)
     figure = Sheet(figsize=(width * columns, height * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    places = figure.subplots(rows, columns, squeeze=False).flat
-    for ax, panel in zip(places, panels, strict=False):
-        result.plot(ax, panel)
+    places = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for panel in panels:
+        result.plot(places.pop(0), panel)
     for ax in places:  # an odd number leaves one over
         ax.remove()
     return figure

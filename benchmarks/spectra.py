@@ -255,8 +255,15 @@ class Tool:
 
 OURS = "landscape"
 TOOLS = (
-    # without the check for values that the start vector hid, which none of the others makes
-    Tool(OURS, top_ours, tuple({"tolerance": t, "missed": 1.0} for t in (3e-2, 1e-2, 3e-3, 2e-3, 1e-3, 1e-4, 1e-5))),
+    # the check for values that the start vector hid, which none of the others makes, left out or made lightly: without it about one start in six is wrong
+    Tool(
+        OURS,
+        top_ours,
+        tuple(
+            {"tolerance": tolerance, "missed": missed}
+            for tolerance, missed in ((1e-2, 0.5), (3e-3, 1.0), (1e-3, 1.0), (3e-3, 0.5), (1e-3, 0.5), (1e-4, 0.05))
+        ),
+    ),
     Tool("landscape, default", top_ours, ({},)),
     Tool(
         "hessian-eigenthings",
@@ -389,7 +396,8 @@ def b(options: argparse.Namespace) -> None:
 def c(options: argparse.Namespace) -> None:
     """Products in gradients, and memory."""
     print("(c) a Hessian product in gradients; target: at most 2.4, without the memory of linearize")
-    for name, problem in (("mlp", mlp(options)), ("resnet", resnet(options, 128))):
+    for name in ("mlp", "resnet"):
+        problem = mlp(options) if name == "mlp" else resnet(options, 128)
         f, point = problem.f, problem.point
         vector = torch.randn(f.dim, generator=generator(0, "vector"))
         matrix = f.hessian(point, keep=True)
@@ -594,8 +602,9 @@ def d(options: argparse.Namespace) -> None:
         equal = min((mean for mean, _, products in ours.values() if products <= 400), default=float("nan"))
         print(f"  at no more than 400 products: {equal / best:.3f} of the best error of the others")
         for name, (mean_error, spent) in others.items():
-            reached = min((seconds for mine, seconds, _ in ours.values() if mine <= mean_error), default=float("nan"))
-            print(f"  CPU time to the error of {name}: {spent / reached:.1f} times less")
+            reached = min((seconds for mine, seconds, _ in ours.values() if mine <= mean_error), default=None)
+            times = "not reached by the settings above" if reached is None else f"{spent / reached:.1f} times less"
+            print(f"  CPU time to the error of {name}: {times}", flush=True)
 
 
 # -- (e): trace -------------------------------------------------------------------------------------------------------
@@ -604,10 +613,9 @@ def d(options: argparse.Namespace) -> None:
 def e(options: argparse.Namespace) -> None:
     """Trace."""
     print("(e) trace to 2%; targets: Hutchinson over ours at least 2 on the MLP, 10 on ResNet-20")
-    for problem, seeds, pool in (
-        (mlp(options), options.seeds, 400),
-        (resnet(options, 128), max(options.seeds // 4, 3), 100),
-    ):
+    plans = (lambda: mlp(options), options.seeds, 400), (lambda: resnet(options, 128), max(options.seeds // 4, 3), 100)
+    for make, seeds, pool in plans:
+        problem = make()
         operator = problem.f.hessian(problem.point)
         draw = generator(0, "pool")
         samples = []
@@ -722,7 +730,7 @@ def child_memory(options: argparse.Namespace, *, dim: int) -> dict[str, Any]:
 def g(options: argparse.Namespace) -> None:
     """Warm starts."""
     from landscape import recordings
-    from landscape.analysis.curvatures import sharpness, stations
+    from landscape.analysis.stability import sharpness, stations
     from landscape.runs import Run, place
 
     print("(g) top eigenvalues at 100 recorded steps of digits-mlp; target: a third of the cost of cold starts")

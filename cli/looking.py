@@ -149,7 +149,7 @@ def report(run: Path, /, *, json: Annotated[bool, Parameter(negative="")] = Fals
 
 
 def demo(*, out: Path, common: Common = Common()) -> None:  # noqa: B008 (frozen)
-    """The whole tool on real data in a minute: two trainings, spectrum, barrier, surface, report.
+    """The whole tool on real data in a minute: two trainings, curvature, barrier, surface, report.
 
     Parameters
     ----------
@@ -173,13 +173,15 @@ def demo(*, out: Path, common: Common = Common()) -> None:  # noqa: B008 (frozen
             )
         note("measuring: curvature, barrier, surface")
         measuring.spectrum(str(first), density=True, common=common)
+        measuring.spectrum(str(first), layers=True, common=common)
+        measuring.sharpness(str(first), every=10, common=common)
         measuring.barrier(str(first), str(second), common=common)
         measuring.surface(str(first), common=common)
         measuring.check(str(first), common=common)
     run = Run.open(first)
     path = _write_report(run)
     found = {answer.kind: answer.summary() for answer in [history(run), *map(load, run.answers())]}
-    for kind in ("history", "spectrum", "barrier", "surface"):
+    for kind in ("history", "spectrum", "layers", "sharpness", "barrier", "surface"):
         print(found[kind])
     print(f"The report, for your browser: {path.resolve()}")
 

@@ -263,8 +263,8 @@ def _along(run: str, chosen: dict[str, Any], steps: dict[str, Any], options: Sub
     path = {"path": where.run.trajectory().identity}
 
     def compute() -> Result:
-        from landscape.analysis.curvatures import Method, stations
-        from landscape.analysis.curvatures import sharpness as measure
+        from landscape.analysis.stability import Method, stations
+        from landscape.analysis.stability import sharpness as measure
 
         site, task = _site(where, options, common)
         found = measure(

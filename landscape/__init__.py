@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from landscape.analysis.barriers import barrier as barrier
     from landscape.analysis.checks import check as check
-    from landscape.analysis.curvatures import sharpness as sharpness
     from landscape.analysis.layerwise import layers as layers
     from landscape.analysis.spectra import spectrum as spectrum
+    from landscape.analysis.stability import sharpness as sharpness
     from landscape.analysis.surfaces import surface as surface
     from landscape.descent import Recipe as Recipe
     from landscape.descent import Start as Start
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "landscape.analysis.barriers": ("barrier",),
     "landscape.analysis.checks": ("check",),
-    "landscape.analysis.curvatures": ("sharpness",),
+    "landscape.analysis.stability": ("sharpness",),
     "landscape.analysis.layerwise": ("layers",),
     "landscape.analysis.spectra": ("spectrum",),
     "landscape.analysis.surfaces": ("surface",),

@@ -103,10 +103,8 @@ class Chunks:
     size: int  # rows at once
     device: torch.device
     keep: bool | None
-    divisible: bool = (
-        True  # False where the rows of a chunk depend on each other, so that another split would be another function
-    )
-    notes: tuple[str, ...] = ()
+    divisible: bool = True  # False where rows depend on each other: another split would be another function
+    notes: list[str] = field(default_factory=list)
     _kept: dict[int, Product] = field(default_factory=dict)  # by first row
     _bytes_a_row: float | None = None
 
@@ -128,12 +126,12 @@ class Chunks:
             reason = "the memory that was there"
         if self.size < asked:
             size = "" if self._bytes_a_row is None else f" of {_readable(asked * self._bytes_a_row)}"
-            self.notes = (f"rows taken {self.size} at a time: the graph{size} of {asked} did not fit in {reason}",)
+            self.notes.append(f"rows taken {self.size} at a time: the graph{size} of {asked} did not fit in {reason}")
 
     @property
     def slices(self) -> list[slice]:
         """The chunks, in order."""
-        return self._cut(slice(0, self.rows))
+        return [slice(first, min(first + self.size, self.rows)) for first in range(0, self.rows, self.size)]
 
     def measured(self) -> tuple[float, float] | None:
         """Bytes that the graph of a chunk holds of its own: a fixed part and a part a row, from graphs of 2 and of 8 rows; None where not even these fit.
@@ -154,28 +152,25 @@ class Chunks:
         each = (held[1] - held[0]) / (n - found[0][0]) if len(found) == 2 else held[0] / n
         return max(held[-1] - each * n, 0.0), each
 
-    def product(self, along: Pieces, place: slice | None = None) -> Pieces:
-        """The sum over all rows, or over those of one of the `slices` that there were at the beginning."""
-        place = place or slice(0, self.rows)
+    def product(self, along: Pieces) -> Pieces:
+        """The sum over all rows."""
         while True:
-            done = _tried(lambda: self._sum(along, place))
+            done = _tried(lambda: self._sum(along))
             if done is not None:
                 return done
             if self._kept:  # what is held leaves no room to work in
                 self._kept, self.keep = {}, False
             else:
                 self._halve()
+                self.notes[:] = [f"rows taken {self.size} at a time: memory ran out in a product with more"]
 
-    def _sum(self, along: Pieces, place: slice) -> Pieces:
+    def _sum(self, along: Pieces) -> Pieces:
         image = None
-        for part in self._cut(place):
+        for part in self.slices:
             found = (self._kept.get(part.start) or self.build(part))(along)
             image = found if image is None else tuple(a + b for a, b in zip(image, found, strict=True))
         assert image is not None
         return image
-
-    def _cut(self, place: slice) -> list[slice]:
-        return [slice(first, min(first + self.size, place.stop)) for first in range(place.start, place.stop, self.size)]
 
     def _graph(self, size: int) -> tuple[Product, dict[int, int]]:
         with _saved() as storages:

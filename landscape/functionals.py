@@ -221,12 +221,14 @@ def measure(
     taken = 0
     while True:
         if operator.dim <= plan[0] * (space is not None) + plan[1] * plan[2]:
-            return _exactly(operator)
+            return _exactly(operator, taken)
         values, against, leak = np.empty(0), None, 0.0
         if space is not None and plan[0]:
             space.grow(plan[0])
             deflation = space.deflation()
             values, against, leak = deflation.values, deflation.vectors, deflation.leak
+        if len(values) == operator.dim:  # nothing is left to sample
+            return Measure(operator.dim, values, np.empty((0, 0)), np.empty((0, 0)), leak, taken)
         draws = [generator(seed, "probe", probe) for probe in range(plan[1])]
         rule = quadrature(operator, probes=plan[1], steps=plan[2], generators=draws, against=against)
         taken += rule.products
@@ -243,14 +245,15 @@ def measure(
 MOST_STEPS = 200
 
 
-def _exactly(operator: SymmetricOperator) -> Measure:
+def _exactly(operator: SymmetricOperator, taken: int) -> Measure:
     matrix = operator.dense().double().cpu().numpy()
     if not np.isfinite(matrix).all():
         raise LandscapeError(
             "a product is not finite: the point has NaN or infinite curvature. Check it with `landscape check`."
         )
     empty = np.empty((0, 0))
-    return Measure(operator.dim, np.linalg.eigvalsh((matrix + matrix.T) / 2)[::-1], empty, empty, 0.0, operator.dim)
+    values = np.linalg.eigvalsh((matrix + matrix.T) / 2)[::-1]
+    return Measure(operator.dim, values, empty, empty, 0.0, taken + operator.dim)
 
 
 def _truncated(nodes: np.ndarray, weights: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -323,10 +326,12 @@ def trace(
         raise unknown("method", method, TRACE_METHODS)
     if not 0 < accuracy < math.inf:
         raise UsageError(f"the accuracy of a trace must be positive and finite; got {accuracy}.")
-    if max_products < 2:
-        raise UsageError(f"a trace with an error takes at least 2 products; got {max_products}.")
     if space is not None and method != "deflation":
         raise UsageError(f"a search space serves the method deflation, not {method}.")
+    # two samples at least, after one product for a space, or a sketch of two
+    least = {"deflation": 2 + (space is None), "hutchinson": 2, "hutch++": 6, "xtrace": 4}[method]
+    if max_products < least:
+        raise UsageError(f"a trace with an error takes at least {least} products by {method}; got {max_products}.")
     if operator.dim <= 2 * LEAST_SAMPLES:
         exact = float(operator.dense().diagonal().double().sum())
         return _estimate([exact, exact], operator.dim)
@@ -359,7 +364,7 @@ def trace(
 def _hutchplus(operator: SymmetricOperator, accuracy: float, most: int, seed: int) -> Estimate:
     """A third of the products for a sketch, a third for the trace on its range, a third for Hutchinson on the complement; doubled until the error is small enough."""
     basis = torch.empty(0, operator.dim, dtype=operator.dtype, device=operator.device)
-    products, size, drawn, counted = 0, LEAST_SAMPLES, 0, 0.0
+    products, size, drawn, counted = 0, max(2, min(LEAST_SAMPLES, most // 3)), 0, 0.0
     while True:
         images = [operator.product(signs(operator, generator(seed, "sketch", i))) for i in range(drawn, size)]
         fresh = _orthonormal(torch.stack(images), basis)
@@ -383,7 +388,7 @@ def _xtrace(operator: SymmetricOperator, accuracy: float, most: int, seed: int) 
     """
     rows = images = basis = torch.empty(0, operator.dim, dtype=operator.dtype, device=operator.device)
     inside = np.zeros((0, 0))
-    size, small_before = LEAST_SAMPLES, False
+    size, small_before = max(2, min(LEAST_SAMPLES, most // 2)), False
     while True:
         fresh = torch.stack([normal(operator, generator(seed, "xtrace", i)) for i in range(len(rows), size)])
         new = torch.stack([operator.product(row) for row in fresh])
@@ -395,8 +400,11 @@ def _xtrace(operator: SymmetricOperator, accuracy: float, most: int, seed: int) 
         known = len(inside)
         inside = np.block([[inside, corner[:known]], [corner[:known].T, corner[known:]]])
         outer = (basis @ images.T).double().cpu().numpy()  # R
-        left = np.linalg.pinv(outer).T
-        left = left / np.maximum(np.linalg.norm(left, axis=0), np.finfo(float).tiny)
+        # R^{-T} with singular values kept off 0: where A has a lower rank than there are vectors, the i-th column adds nothing, and s_i is a direction in which A is 0
+        turned, scales, back = np.linalg.svd(outer)
+        scales = np.maximum(scales / (scales[0] or 1.0), torch.finfo(operator.dtype).eps)
+        left = (turned / scales) @ back
+        left = left / np.linalg.norm(left, axis=0)
         seen = (basis @ rows.T).double().cpu().numpy()
         seen = seen - left * np.sum(left * seen, axis=0)  # coordinates in the range of the others
         own = np.array([_inner(row, image) for row, image in zip(rows, images, strict=True)])
@@ -462,6 +470,8 @@ def quadratic_form(
     ended by itself and the answer is exact.
     Raises UsageError for a w without direction, LandscapeError when a product or f of a node is not finite.
     """
+    if max_products < 1:
+        raise UsageError(f"a quadratic form takes at least 1 product; got {max_products}.")
     size = _inner(w, w)
     found: list[float] = []
     state = None

@@ -458,6 +458,7 @@ class Network:
         state.update(self.frozen)
         state.update(buffers)
         state.update(self.constants)
+        state.update({alias: state[name] for alias, name in self.layout.aliases.items()})
         trained = {entry.name for entry in entries}
         with torch.no_grad():
             for name, tensor in [*copied.named_parameters(), *copied.named_buffers()]:
@@ -789,18 +790,6 @@ class Objective:
         fixed, each = chunks.measured() or (0.0, 0.0)
         return round(fixed * len(chunks.slices) + each * len(self.rows))
 
-    def repeat_error(self, z: Tensor) -> float:
-        """Relative difference of loss and gradient between two passes over the rows at one point (d,): 0, or rounding on a device that adds up in any order.
-
-        More than that is a model that draws random numbers or changes in its eval mode, and then no matrix of curvature is well defined.
-        """
-        (one, slope), (other, again) = (self.value_and_gradient(z) for _ in range(2))
-        sizes = float(one.abs()), float(slope.norm())
-        differences = float((one - other).abs()), float((slope - again).norm())
-        return max(
-            difference / size if difference else 0.0 for difference, size in zip(differences, sizes, strict=True)
-        )
-
     def module(self, z: Tensor) -> nn.Module:
         """A copy of the module, in eval mode, with the parameters at one point (d,) and the buffers of this objective: to hand the point to another library.
 
@@ -916,17 +905,16 @@ class Objective:
         """The sum over chunks of rows of what `build` gives, seen through the charts."""
         chunks = self._chunks(build, keep)
 
-        def product(v: Tensor, place: slice | None = None) -> Tensor:
+        def product(v: Tensor) -> Tensor:
             along = self.model.split(self.push(v))
             image = torch.zeros_like(w)
             pieces = self.model.split(image)
-            found = chunks.product(tuple(along[i] for i in moved), place) if moved else ()
+            found = chunks.product(tuple(along[i] for i in moved)) if moved else ()
             for i, piece in zip(moved, found, strict=True):
                 pieces[i].copy_(piece)
             return self.project(image)
 
-        terms = tuple(lambda v, place=place: product(v, place) for place in chunks.slices)
-        return SymmetricOperator(self.dim, product, self.dtype, self.device, terms=terms, notes=chunks.notes)
+        return SymmetricOperator(self.dim, product, self.dtype, self.device, notes=chunks.notes)
 
     def _sandwich(self, z: Tensor, bend: _Bend, keep: bool | None) -> SymmetricOperator:
         """sum over rows of J^T B J / sum c_i, with B of a chunk given by `bend` of its outputs."""

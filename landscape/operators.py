@@ -3,7 +3,7 @@
 Letters: d dimension, k eigenpairs or columns of a block, m Lanczos steps, P probes, n vectors of a search space, s vectors of its front.
 
 Lanczos builds an orthonormal basis Q (m, d) of the Krylov space of a start vector with A Q^T = Q^T T + beta_m q_{m+1} e_m^T, T tridiagonal.
-Every step is orthogonalised against the whole basis, twice (Kahan and Parlett's "twice is enough"): without it converged values return as ghosts.
+Every step is orthogonalised against the whole basis, a second time where the first took much away ("twice is enough"): without it converged values return as ghosts.
 The small problems are solved on the CPU in float64 (LAPACK through numpy and scipy).
 
 Sources: Lanczos 1950; Parlett, The Symmetric Eigenvalue Problem, 1980, chapter 13; Golub and Welsch 1969 (quadrature from T); Wu and Simon 2000 and
@@ -37,10 +37,9 @@ class SymmetricOperator:
     dtype: torch.dtype
     device: torch.device
     block: Callable[[Tensor], Tensor] | None = None  # (d, k) -> (d, k), where that is faster than k products
-    terms: tuple[
-        Callable[[Tensor], Tensor], ...
-    ] = ()  # products of symmetric matrices whose sum is A (one a chunk of rows), together as dear as one product
-    notes: tuple[str, ...] = ()  # what a reader of its numbers should know about how products are taken
+    notes: Sequence[
+        str
+    ] = ()  # what a reader of its numbers should know about how products are taken; may grow while they are
 
     @staticmethod
     def from_dense(matrix: Tensor) -> SymmetricOperator:
@@ -139,6 +138,9 @@ def lanczos(
         image = _product(operator, vector, f"the product number {step + 1}")
         alpha = float(image @ vector)
         scale = max(scale, _norm(image))
+        image = image - alpha * vector
+        if step:
+            image = image - betas[-1] * basis[step - 1]
         image = _orthogonalise(image, *elsewhere, basis[: step + 1])
         beta = _norm(image)
         alphas.append(alpha)
@@ -161,10 +163,17 @@ def _product(operator: SymmetricOperator, vector: Tensor, what: str) -> Tensor:
     return image
 
 
+# Daniel, Gragg, Kaufman, Stewart 1976: a projection that leaves more than this of a vector's norm has left it orthogonal to rounding; else once more, and twice is enough
+KEPT = 0.7
+
+
 def _orthogonalise(vector: Tensor, *bases: Tensor) -> Tensor:
     for _ in range(2):
+        before = _norm(vector)
         for basis in bases:
             vector = vector - (basis @ vector) @ basis
+        if _norm(vector) > KEPT * before:
+            break
     return vector
 
 
@@ -277,9 +286,13 @@ class SearchSpace:
             raise UsageError(f"asked for {count} eigenpairs; at least 1 is needed.")
         if block < 1:
             raise UsageError(f"a block of {block} start vectors; at least 1 is needed.")
+        if start is not None and start.shape[1:] != (operator.dim,):
+            raise UsageError(f"a warm start has shape (s, {operator.dim}); got {tuple(start.shape)}.")
         self.operator, self.generator, self.which = operator, generator, which
         self.count = count = min(count, operator.dim)
         started = block if start is None else len(start)
+        # a block is multiplied in turn: aimed at the wanted residuals it would follow one start, and see of a repeated eigenvalue what this one sees
+        self.in_turn = block > 1 and start is None
         if basis is None:
             row = operator.dim * torch.finfo(operator.dtype).bits // 8
             basis = max(BASIS_BYTES // row, 2 * count + 8 + (started if start is not None else 0), 20)
@@ -335,7 +348,7 @@ class SearchSpace:
         residuals = np.maximum(errors[chosen], floor)
         gaps = np.array([np.delete(np.abs(theta - theta[i]) - errors, i).min(initial=np.inf) for i in chosen])
         with np.errstate(divide="ignore", invalid="ignore"):
-            bounds = np.where(gaps > residuals, residuals**2 / gaps, residuals)
+            bounds = np.where((gaps > residuals) & np.isfinite(gaps), residuals**2 / gaps, residuals)
         self._shrink(self.limit)
         rows = self.rows[: len(chosen)]
         # a copy lets go of the rest; where the basis is a large share of the memory, a copy is the dearer
@@ -371,8 +384,9 @@ class SearchSpace:
     def _expand_until_converged(self, tolerance: float, max_products: int) -> bool:
         while True:
             ended = self.products >= max_products or (self.front == 0 and self.size == self.operator.dim)
-            # the small problem costs n^3: beyond 64 vectors it is solved at every 32nd part of growth
-            if self.size >= self.count and (ended or self.size < 64 or self.size % (self.size // 32) == 0):
+            # the small problem costs n^3: beyond 64 vectors it is solved at every 32nd part of growth, and for one start not before that can have seen the wanted ones
+            enough = self.count + (min(self.count, 4) if self.front == 1 else 0)
+            if self.size >= enough and (ended or self.size < 64 or self.size % (self.size // 32) == 0):
                 theta, _, errors = self._ritz()
                 self.bound = max(tolerance * float(np.abs(theta).max(initial=0.0)), np.finfo(float).tiny)
                 if (errors[self._wanted(theta)] <= self.bound).all() and not self._waiting().any():
@@ -452,13 +466,22 @@ class SearchSpace:
         image = _product(self.operator, self.rows[n], f"the product with vector {n + 1} of the basis")
         self.products += 1
         self.largest = max(self.largest, _norm(image))
-        known = self.rows[: n + s]
+        # the components along Q are known, most of them 0: with these out, one pass against all rows does, unless it takes much away
         parts = np.zeros(n + s)
+        parts[:n] = self.coupling[0]
+        (along,) = np.nonzero(parts)
+        parts[n] = float(image @ self.rows[n])
+        along = np.append(along, n)
+        image = image - torch.from_numpy(parts[along]).to(image) @ self.rows[torch.from_numpy(along)]
+        known = self.rows[: n + s]
         for _ in range(2):
+            before = _norm(image)
             inside = known @ image
             image = image - inside @ known
             parts += inside.double().cpu().numpy()
-        beta = _norm(image)
+            beta = _norm(image)
+            if beta > KEPT * before:
+                break
         if beta <= ROUNDING * torch.finfo(self.rows.dtype).eps * self.largest or n + s == self.operator.dim:
             beta = 0.0
         column = self.coupling[:1].T  # equal to parts[:n] up to rounding, and what makes T symmetric
@@ -479,7 +502,7 @@ class SearchSpace:
 
     def _aim(self) -> None:
         """Turn the front so that its first vector is the next to multiply: a start if one waits, else the direction with most of the wanted pairs' residuals."""
-        if self.front <= 1 or not self.size:
+        if self.front <= 1 or not self.size or self.in_turn:
             return
         waiting = self._waiting()
         if waiting.any():

@@ -848,3 +848,74 @@ def test_whole_numbers_are_read_whole() -> None:
             ["train", "digits-mlp", "--out", "x", "--steps", text], exit_on_error=False, print_error=False
         )
         assert bound.arguments["steps"] == number
+
+
+# -- curvature --------------------------------------------------------------------------------------------------------
+
+
+def test_parameters_are_named_by_globs_and_layers_have_blocks_of_their_own(shell: Shell, made: Path, spec: str) -> None:
+    ask = ["spectrum", made, "--task", spec, "--top", "1", "--json"]
+    first = json.loads(shell(*ask, "--params", "0.*").out)
+    assert first["dim"] == 4 * 8 + 8
+    blocks = json.loads(shell(*ask, "--layers").out)
+    assert blocks["names"] == ["0", "2"]
+    np.testing.assert_allclose(blocks["values"]["array"][:1], first["values"]["array"], rtol=1e-5)
+    shell.refused(2, *ask, "--params", "layer3.*", says=("'layer3.*'", "0.weight"))
+
+
+def test_a_run_is_measured_along_its_steps_by_either_door(shell: Shell, made: Path, spec: str) -> None:
+    ask = ["--task", spec, "--top", "2", "--tolerance", "1e-4", "--json"]
+    one = json.loads(shell("sharpness", made, *ask).out)
+    all_ = json.loads(shell("spectrum", made, "--at", "all", *ask).out)
+    assert one["kind"] == all_["kind"] == "sharpness"
+    assert one["steps"] == all_["steps"]
+    assert one["values"] == all_["values"]
+    assert one["steps"]["array"] == [0, 5, 10, 15, 20]
+    some = json.loads(
+        shell("sharpness", made, "--task", spec, "--from", "5", "--to", "15", "--every", "2", "--json").out
+    )
+    assert some["steps"]["array"] == [5, 15]
+    last = json.loads(shell("spectrum", made, "--at", "20", *ask).out)
+    along = np.reshape(one["values"]["array"], one["values"]["shape"])
+    np.testing.assert_allclose(along[-1], last["values"]["array"], rtol=1e-3)  # residuals of 1e-4 leave less
+
+
+@pytest.mark.parametrize("operator", ["gauss-newton", "fisher", "empirical-fisher", "gradient-covariance"])
+def test_every_matrix_is_named_by_an_option(shell: Shell, made: Path, spec: str, operator: str) -> None:
+    found = json.loads(shell("spectrum", made, "--task", spec, "--operator", operator, "--top", "2", "--json").out)
+    assert found["operator"] == operator
+    assert min(found["values"]["array"]) >= 0
+
+
+def test_the_engine_pyhessian_answers_the_same_question(shell: Shell, made: Path, spec: str) -> None:
+    ask = ["spectrum", made, "--task", spec, "--top", "2", "--which", "magnitude", "--tolerance", "1e-6", "--json"]
+    ours, theirs = (json.loads(shell(*ask, "--engine", engine).out) for engine in ("native", "pyhessian"))
+    np.testing.assert_allclose(theirs["values"]["array"], ours["values"]["array"], rtol=1e-3)
+    assert theirs["provenance"]["engine"] == "pyhessian"
+    shell.refused(2, *ask, "--engine", "pyhessian", "--density", says="without a density")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--accuracy", "0.1"], "add --density"),
+        (["--density", "--accuracy", "-1"], "--accuracy must be positive"),
+        (["--density", "--accuracy", "0.1", "--probes", "3"], "either an accuracy, or numbers"),
+        (["--at", "all", "--density"], "--density is for one point"),
+        (["--at", "all", "--params", "0.*"], "--params is for one point"),
+        (["--layers", "--density"], "leave --density"),
+        (["--basis", "3"], "a basis of 3 vectors"),
+        (["--at", "7"], "7"),
+        (["--operator", "fischer"], "fischer"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    shell: Shell, made: Path, spec: str, options: list[str], says: str
+) -> None:
+    shell.refused(2, "spectrum", made, "--task", spec, *options, says=says)
+
+
+def test_a_place_and_all_places_are_two_questions(shell: Shell, made: Path, spec: str) -> None:
+    shell.refused(2, "sharpness", f"{made}@init", "--task", spec, says="name the run alone")
+    shell.refused(2, "sharpness", made, "--task", spec, "--every", "0", says="give 1 or more")
+    shell.refused(2, "sharpness", made, "--task", spec, "--from", "21", says="no recorded step")

@@ -972,8 +972,6 @@ def test_every_matrix_is_one_matrix_whatever_the_chunks_and_whatever_is_kept(nam
             operator = f.curvature(z, matrix, keep=keep)
             close(operator @ v, truth, ROUNDING)
             close(operator @ v, truth, ROUNDING)
-            assert len(operator.terms) == -(-13 // chunk)
-            close(sum(term(v[:, 0]) for term in operator.terms), truth[:, 0], ROUNDING)
 
 
 def test_draws_depend_on_the_seed_and_a_further_sample_shifts_none():
@@ -999,6 +997,7 @@ def test_a_second_library_has_the_same_matrices():
         close(f.hessian(z) @ v, curvlinops.HessianLinearOperator(*common) @ v, ROUNDING)
         if name != "mlp-mse":
             close(f.empirical_fisher(z) @ v, curvlinops.EFLinearOperator(*common) @ v, ROUNDING)
+        if name == "mlp":
             theirs = [
                 float(v @ (curvlinops.FisherMCLinearOperator(*common, seed=seed, check_deterministic=False) @ v))
                 for seed in range(30)
@@ -1170,7 +1169,7 @@ def test_rows_are_split_where_the_graph_of_a_chunk_would_not_fit(monkeypatch, ma
     f, z = objective("mlp", n=50)
     v = draw(f.dim, seed=3)
     truth = f.curvature(z, matrix) @ v
-    assert f.curvature(z, matrix).notes == ()
+    assert not f.curvature(z, matrix).notes
     some = f.on(slice(0, 10)).graph_bytes(z)
     monkeypatch.setattr(curvature, "free_memory", lambda device: 2 * some)  # half of it is the graph of 10 rows
     operator = f.curvature(z, matrix, keep=keep)
@@ -1178,7 +1177,6 @@ def test_rows_are_split_where_the_graph_of_a_chunk_would_not_fit(monkeypatch, ma
     assert "at a time: the graph of" in note
     assert 1 <= int(note.split()[2]) < 50
     close(operator @ v, truth, ROUNDING)
-    close(sum(term(v) for term in operator.terms), truth, ROUNDING)
 
 
 SAID = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
@@ -1230,7 +1228,6 @@ def test_what_runs_out_of_memory_is_halved_and_gives_the_same(error, where, most
     operator = f.hessian(z, keep=keep)
     close(operator @ v, truth, ROUNDING)
     close(operator @ v, truth, ROUNDING)
-    close(sum(term(v) for term in operator.terms), truth, ROUNDING)
     if where == "graph":
         assert f"rows taken {most if most == 1 else 4} at a time" in operator.notes[0]
 
@@ -1260,7 +1257,7 @@ def test_rows_that_depend_on_each_other_are_never_split(monkeypatch):
     truth = slopes(f.gradient, z)
     monkeypatch.setattr(curvature, "free_memory", lambda device: 1)
     operator = f.hessian(z)
-    assert operator.notes == ()
+    assert not operator.notes
     close(operator.dense(), truth, DIFFERENCES)
 
     def fails(*_, **__):
@@ -1296,23 +1293,6 @@ def test_the_measured_size_of_a_graph_grows_with_the_rows():
 # -- the same twice, and elsewhere --------------------------------------------------------------------------------------------
 
 
-def test_passes_that_differ_are_told_by_how_much():
-    class Noisy(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = nn.Linear(4, 3)
-
-        def forward(self, x):
-            return self.inner(functional.dropout(x, 0.5))  # forgets that it is not training
-
-    f, z = objective("mlp")
-    assert f.repeat_error(z) <= ROUNDING
-    noisy, w = Objective.of(filled(Noisy()), "cross-entropy", rows("mlp"), dtype=F64)
-    assert noisy.repeat_error(w) > 0.01
-    flat = Objective.from_function(lambda w: 0 * w.sum(), 3)
-    assert flat.repeat_error(torch.ones(3, dtype=F64)) == 0.0
-
-
 @every_module
 def test_the_module_of_a_point_answers_as_the_objective_does(name):
     f, w = objective(name)
@@ -1333,6 +1313,7 @@ def test_the_module_of_a_point_answers_as_the_objective_does(name):
     other = f.module(z)
     with torch.no_grad():
         close(other(f.rows.inputs), f.outputs(z), ROUNDING)
+    assert all(not tensor.any() for tensor in net.parameters())  # each copy has tensors of its own
 
 
 def test_the_module_of_a_restriction_stands_at_the_lifted_point():

@@ -4,10 +4,19 @@ import numpy as np
 import pytest
 import torch
 from problems import F64, close, draw, planted, regression
+from threadpoolctl import threadpool_limits
 
 from landscape.errors import LandscapeError, UsageError
-from landscape.operators import SymmetricOperator, eigenpairs, lanczos, quadrature
+from landscape.operators import SearchSpace, SymmetricOperator, eigenpairs, lanczos, quadrature
 from landscape.seeds import generator
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Two threads on matrices this small cost ten times what they save, and more where another process has the second core."""
+    with threadpool_limits(1):
+        yield
+
 
 # identities of the process hold to rounding: a few eps |A| a step, here at most 200 steps with |A| = 1, so 1e3 eps = 2e-13
 ROUNDING = 1e-12
@@ -240,6 +249,263 @@ def test_an_equal_generator_gives_equal_pairs():
 def test_counts_that_cannot_be_given_are_refused(count, steps, message):
     with pytest.raises(UsageError, match=message):
         eigenpairs(operator(np.eye(9)), count, generator=generator(0, "x"), max_products=steps)
+
+
+# -- ghosts and gaps --------------------------------------------------------------------------------------------------
+
+
+def crowded(kind, d, rng):
+    """A spectrum (d,) of repeated and clustered values, |lambda| at most 1."""
+    if kind == "few values":
+        return rng.choice(rng.uniform(-1, 1, int(rng.integers(2, 9))), d)
+    if kind == "clusters":
+        return rng.choice(rng.uniform(-0.9, 0.9, int(rng.integers(2, 9))), d) + 10 ** rng.uniform(-10, -2) * rng.normal(
+            size=d
+        )
+    if kind == "outliers on a null space":
+        values = np.zeros(d)
+        values[:12] = np.repeat(rng.uniform(-1, 1, 6), 2)
+        return values
+    if kind == "decay in pairs":
+        return np.repeat(0.6 ** np.arange(d), 2)[:d]
+    halves = np.sort(rng.uniform(0, 1, d - d // 2))  # both signs of every size
+    return np.concatenate([halves, -halves[: d // 2]])
+
+
+@pytest.mark.parametrize("which", ["largest", "smallest", "both", "magnitude"])
+@pytest.mark.parametrize(
+    "kind", ["few values", "clusters", "outliers on a null space", "decay in pairs", "both signs of every size"]
+)
+def test_ten_crowded_spectra_have_neither_ghosts_nor_gaps(kind, which):
+    """200 in all. The check may miss a copy with a chance of 1e-6 each; a value is within its residual, 1e-8, of an eigenvalue."""
+    for seed in range(10):
+        rng = np.random.default_rng([seed, len(kind), len(which)])
+        d = int(rng.integers(20, 121))
+        matrix = planted(crowded(kind, d, rng), seed)
+        count = int(rng.integers(1, 13))
+        pairs = eigenpairs(
+            operator(matrix), count, generator=generator(seed, "x"), which=which, tolerance=1e-8, missed=1e-6
+        )
+        key = np.abs if which == "magnitude" else np.asarray
+        close(key(pairs.values), key(wanted(np.linalg.eigvalsh(matrix), count, which)), 1e-8 + ROUNDING)
+        close(pairs.vectors @ pairs.vectors.T, np.eye(count), 1e-10)
+        assert pairs.converged.all()
+        assert pairs.missed <= 1e-6
+
+
+@pytest.mark.parametrize("missed", [0.05, 0.5])
+def test_a_second_copy_is_missed_no_more_often_than_stated(missed):
+    """Christoffel's bound is one-sided: over 150 starts at most the mean of what is stated, and four deviations of a binomial."""
+    values = torch.cat([torch.ones(2, dtype=F64), torch.linspace(-0.6, 0.6, 298, dtype=F64)])
+    found = [eigenpairs(diagonal(values, F64), 2, generator=generator(seed, "x"), missed=missed) for seed in range(150)]
+    lost = np.array([pairs.values[1] < 0.9 for pairs in found])
+    stated = np.array([pairs.missed for pairs in found])
+    assert (stated <= missed).all()
+    assert lost.mean() <= stated.mean() + 4 * np.sqrt(stated.mean() / 150)
+
+
+def test_without_the_check_one_start_sees_one_copy_and_a_block_of_three_sees_three():
+    matrix = operator(planted(SPECTRA["triple top"]))
+    one, three = (eigenpairs(matrix, 4, generator=generator(0, "x"), block=b, missed=1) for b in (1, 3))
+    assert (one.values > 2.5).sum() == 1
+    close(three.values, [3, 3, 3, 2], 1e-6)
+    assert one.missed == three.missed == 1
+
+
+# -- memory, warm starts ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["largest", "smallest", "both", "magnitude"])
+@pytest.mark.parametrize("block", [1, 2])
+def test_a_small_basis_gives_the_same_values_for_more_products(which, block):
+    values = np.concatenate([np.linspace(-1, 1, 146), [1.5, 1.2, -1.3, -1.6]])
+    matrix = operator(planted(values))
+
+    def solve(**options):
+        draws = generator(1, "x")
+        return eigenpairs(
+            matrix, 5, generator=draws, which=which, tolerance=1e-9, block=block, max_products=3000, **options
+        )
+
+    # the check ends where the basis is full, and says so: compared without it
+    whole, small, host = solve(missed=1), solve(basis=24, missed=1), solve(basis=24, missed=1, host=True)
+    checked = solve(basis=24)
+    assert 0 < checked.missed < 1
+    truth = wanted(values, 5, which)
+    key = np.abs if which == "magnitude" else np.asarray
+    for found in (whole, small, host, checked):
+        assert found.converged.all()
+        close(key(found.values), key(truth), 1e-8)
+    assert small.products > whole.products
+
+
+def test_no_more_rows_are_held_than_the_basis_has():
+    space = SearchSpace(operator(planted(np.linspace(0, 1, 200))), 5, generator=generator(0, "x"), basis=20)
+    space.converge(tolerance=1e-8, max_products=2000)
+    assert len(space.rows) == 20
+    assert space.products > 60  # so there were restarts
+    assert len(space.pairs().vectors) == 5
+
+
+def test_a_basis_too_small_for_the_pairs_is_refused():
+    with pytest.raises(UsageError, match="a basis of 11 vectors cannot give 5 eigenpairs: allow at least 12"):
+        eigenpairs(operator(np.eye(50)), 5, generator=generator(0, "x"), basis=11)
+
+
+def test_a_warm_start_from_the_eigenvectors_takes_a_product_each():
+    matrix = operator(planted(np.concatenate([np.linspace(0, 1, 96), [2.0, 3.0, 4.0, 5.0]])))
+    cold = eigenpairs(matrix, 4, generator=generator(0, "x"), tolerance=1e-10)
+    warm = eigenpairs(matrix, 4, generator=generator(0, "y"), start=cold.vectors, tolerance=1e-6, missed=1)
+    assert warm.products == 4
+    close(warm.values, cold.values, 1e-10)
+    checked = eigenpairs(matrix, 4, generator=generator(0, "y"), start=cold.vectors, tolerance=1e-6)
+    assert checked.products <= 4 + 12
+    assert checked.missed <= 0.05
+
+
+@pytest.mark.parametrize("size", [1e-3, 0.3])
+def test_a_warm_start_from_elsewhere_gives_the_values_of_a_cold_one(size):
+    values = np.concatenate([np.linspace(0, 1, 96), [2.0, 3.0, 4.0, 5.0]])
+    matrix = operator(planted(values))
+    cold = eigenpairs(matrix, 4, generator=generator(0, "x"), tolerance=1e-10)
+    near = cold.vectors + size * draw(4, 100, seed=1)
+    repeated = torch.cat([near, near[:2]])  # dependent rows are no harm
+    for start in (near, near[:1], repeated):
+        warm = eigenpairs(matrix, 4, generator=generator(0, "y"), start=start, tolerance=1e-10)
+        close(warm.values, values[::-1][:4], 1e-9)
+    if size < 0.01:  # so it is worth having
+        assert eigenpairs(matrix, 4, generator=generator(0, "y"), start=near).products < cold.products
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [(torch.ones(2, 5), r"shape \(s, 9\); got \(2, 5\)"), (torch.full((1, 9), torch.nan), "NaN or infinite entries")],
+)
+def test_a_start_that_does_not_fit_is_refused(start, message):
+    with pytest.raises(UsageError, match=message):
+        eigenpairs(operator(np.eye(9)), 1, generator=generator(0, "x"), start=start)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"block": 0}, "a block of 0 start vectors"),
+        ({"missed": 0.0}, r"must be in \(0, 1\]; got 0.0"),
+        ({"missed": 1.5}, "got 1.5"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        eigenpairs(operator(np.eye(9)), 1, generator=generator(0, "x"), **options)
+
+
+# -- bounds -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tolerance", [1e-1, 1e-2, 1e-3])
+def test_error_bounds_hold_where_the_values_are_apart(tolerance):
+    """Of five values two apart over a bulk in [-1, 1] every Ritz value sees its neighbours: Temple and Kato's bound. It is quadratic in the residual, and no more than it."""
+    values = np.concatenate([[10.0, 8.0, 6.0, 4.0, 2.5], np.linspace(-1, 1, 75)])
+    ratios = []
+    for seed in range(30):
+        pairs = eigenpairs(operator(planted(values, seed)), 3, generator=generator(seed, "x"), tolerance=tolerance)
+        errors = np.abs(pairs.values - values[:3])
+        assert (errors <= pairs.bounds + ROUNDING).all()
+        assert (pairs.bounds <= pairs.residuals).all()
+        ratios.append(pairs.bounds / np.maximum(errors, ROUNDING))
+    # Kato's bound is reached where the rest of the residual lies at the nearest value; that of a Krylov space lies mostly in the bulk, some gaps away
+    assert np.median(ratios) < 30
+
+
+def test_a_single_ritz_value_has_its_residual_as_its_bound():
+    pairs = eigenpairs(operator(planted(np.linspace(0, 1, 30))), 1, generator=generator(0, "x"), max_products=1)
+    assert pairs.bounds == pairs.residuals > 0.1
+
+
+def test_no_value_is_claimed_better_than_products_round():
+    pairs = eigenpairs(diagonal(torch.linspace(0, 1, 200)), 2, generator=generator(0, "x"), tolerance=1e-12)
+    assert pairs.converged.all()
+    assert (pairs.residuals >= np.finfo(np.float32).eps * 0.99).all()
+    assert (pairs.bounds >= np.finfo(np.float32).eps * 0.99).all()
+    assert np.abs(pairs.values - [1, 198 / 199]).max() < 1e-5
+
+
+# -- the search space and its deflation -------------------------------------------------------------------------------
+
+
+def grown(matrix, size, *, count=3, converge=False, **options):
+    space = SearchSpace(operator(matrix), count, generator=generator(0, "x"), **options)
+    if converge:
+        space.converge(tolerance=1e-6, max_products=400)
+    space.grow(size)
+    return space
+
+
+SPACES = {
+    "lanczos": {},
+    "block": {"block": 3},
+    "warm": {"start": draw(4, 60, seed=8)},
+    "restarted": {"basis": 16, "converge": True},
+    "restarted block": {"basis": 20, "block": 3, "converge": True},
+}
+
+
+@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize("spectrum", ["random", "clustered", "every value five times", "two values", "rank one"])
+def test_the_relation_of_a_search_space_and_its_deflation(name, spectrum):
+    """A U^T = U^T diag + F^T B; the sorted eigenvalues of A and of diag with P A P differ by at most the leak in sum (Lidskii), and the traces not at all."""
+    values = np.resize(SPECTRA[spectrum], 60)
+    matrix = planted(values)
+    space = grown(matrix, 25, **SPACES[name])
+    deflation = space.deflation()
+    u, front, b = deflation.vectors.numpy(), deflation.front.numpy(), deflation.coupling.numpy()
+    n, size = len(u), max(np.abs(values).max(), 1)
+    both = np.concatenate([u, front])
+    close(both @ both.T, np.eye(len(both)), ROUNDING)
+    close((matrix @ u.T - u.T * deflation.values - front.T @ b) / size, np.zeros((60, n)), ROUNDING)
+    rest = np.linalg.svd(u)[2][n:]  # an orthonormal basis of the complement
+    parts = np.sort(np.concatenate([deflation.values, np.linalg.eigvalsh(rest @ matrix @ rest.T)]))
+    moved = np.abs(parts - np.linalg.eigvalsh(matrix)).sum()
+    assert moved <= deflation.leak + 60 * ROUNDING * size
+    close(deflation.leak / size, 2 * np.linalg.norm(rest @ matrix @ u.T, "nuc") / size, 60 * ROUNDING)
+    close(parts.sum() / size, values.sum() / size, 60 * ROUNDING)
+
+
+@pytest.mark.parametrize("size", [60, 61, 500])
+def test_growing_beyond_d_ends_with_the_whole_matrix(size):
+    values = np.repeat(np.linspace(-1, 1, 20), 3)
+    space = grown(planted(values), size)
+    deflation = space.deflation()
+    assert (space.size, space.products, space.front) == (60, 60, 0)
+    assert deflation.leak == 0
+    close(np.sort(deflation.values), values, ROUNDING)
+
+
+def test_growing_stops_where_the_basis_is_full():
+    space = grown(planted(np.linspace(-1, 1, 60)), 50, basis=20)
+    assert space.size + space.front <= 20
+
+
+@pytest.mark.parametrize("which", ["largest", "both"])
+@pytest.mark.parametrize("matrix", [np.zeros((9, 9)), np.eye(9), np.diag([4.0] + [0.0] * 8)])
+def test_degenerate_matrices_give_all_their_copies(matrix, which):
+    for count in (1, 4, 9, 12):
+        pairs = eigenpairs(operator(matrix), count, generator=generator(0, "x"), which=which)
+        close(pairs.values, wanted(np.diag(matrix), min(count, 9), which), ROUNDING)
+        assert pairs.converged.all()
+        assert pairs.products <= 2 * 9
+
+
+def test_a_product_that_breaks_late_or_in_the_check_is_an_error():
+    for good in range(25):
+        calls = iter(range(100))
+
+        def product(v, good=good, calls=calls):
+            return torch.linspace(0, 1, 40, dtype=F64) * v if next(calls) < good else v * torch.nan
+
+        broken = SymmetricOperator(40, product, F64, torch.device("cpu"))
+        with pytest.raises(LandscapeError, match="not finite"):
+            eigenpairs(broken, 3, generator=generator(0, "x"), missed=1e-9, tolerance=1e-9)
 
 
 # -- quadrature -------------------------------------------------------------------------------------------------------

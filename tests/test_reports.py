@@ -29,7 +29,7 @@ def make():
     x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
     return nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2)), "cross-entropy", (x, (x[:, 0] > 0).long())
 """
-KINDS = ("spectrum", "barrier", "surface", "checkup")
+KINDS = ("spectrum", "layers", "sharpness", "barrier", "surface", "checkup")
 
 
 def ask(*argv: object) -> None:
@@ -45,6 +45,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec, run = f"{folder}/p$x_{{<b>'.py:make", folder / "run<i>\"&'"
     ask("train", spec, "--steps", "20", "--batch-size", "10", "--record-every", "2", "--evaluations", "5", "--out", run)
     ask("spectrum", run, "--task", spec, "--density", "--probes", "2", "--lanczos-steps", "10", "--top", "99")
+    ask("spectrum", run, "--task", spec, "--layers")
+    ask("sharpness", run, "--task", spec, "--trace")
     ask("barrier", f"{run}@init", run, "--task", spec)
     ask("surface", run, "--task", spec, "--side", "5")
     ask("check", run, "--task", spec)
@@ -118,8 +120,8 @@ def test_it_may_load_nothing(page: str) -> None:
 
 def test_hostile_names_stay_text(page: str, made: Path) -> None:
     outline = Outline(page)
-    # plotly, the unfolding of folds, and a call for each of four pictures: nothing that a name brought
-    assert len(outline.scripts) == 6
+    # plotly, the unfolding of folds, and a call for each picture (history, and all kinds but the checkup): nothing that a name brought
+    assert len(outline.scripts) == 2 + len(KINDS)
     for script in outline.scripts[1:-1]:
         assert script.startswith("Plotly.newPlot(")
         assert "<" not in script
@@ -169,7 +171,7 @@ def test_every_answer_is_there_with_picture_and_caption(page: str, made: Path) -
         if answer.panels():
             assert answer.caption() in text
     stills = [given for tag, given in outline.tags if tag == "img"]
-    assert len(stills) == 4  # the checkup is a table
+    assert len(stills) == len(KINDS)  # with the history; the checkup is a table
     for given in stills:
         assert given["src"].startswith("data:image/png;base64,")  # type: ignore[union-attr]
         assert given["alt"]
@@ -254,7 +256,7 @@ def test_a_picture_needs_its_stored_numbers_only(
             assert not (tmp_path / f"x.{ending}").exists()
 
 
-@pytest.mark.parametrize("kind", ["spectrum", "barrier", "surface"])
+@pytest.mark.parametrize("kind", ["spectrum", "layers", "sharpness", "barrier", "surface"])
 def test_the_same_numbers_give_the_same_bytes(made: Path, kind: str) -> None:
     answer = load(made / "results" / f"{kind}.json")
     for ending in styles.FORMATS:
@@ -303,7 +305,7 @@ def without_numbers(value: Any) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN")
-@pytest.mark.parametrize("kind", ["spectrum", "barrier", "surface"])
+@pytest.mark.parametrize("kind", ["spectrum", "layers", "sharpness", "barrier", "surface"])
 def test_an_answer_of_nan_alone_is_drawn_and_reported(run: Run, kind: str) -> None:
     path = run.results_path / f"{kind}.json"
     record = json.loads(path.read_text())

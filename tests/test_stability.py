@@ -1,5 +1,6 @@
 """Sharpness along a way: closed forms and dense matrices at every point, the edge by simulating descent, the picture from the stored numbers alone."""
 
+import io
 import math
 import warnings
 from collections.abc import Iterator
@@ -14,8 +15,8 @@ from problems import DIFFERENCES, F64, close, draw, objective, quadratic, rotati
 from torch import nn
 
 from landscape import recordings, tasks
-from landscape.analysis import curvatures, styles
-from landscape.analysis.curvatures import Method, Sharpness, Station, chosen, sharpness, stations
+from landscape.analysis import stability
+from landscape.analysis.stability import Method, Sharpness, Station, chosen, sharpness, stations
 from landscape.descent import Recipe
 from landscape.errors import UsageError
 from landscape.objectives import CURVATURES, Objective
@@ -116,7 +117,7 @@ def test_a_constant_hessian_lasts_and_costs_little():
     assert (warm.lasting[1:] >= 1 - 2 * 0.06**2).all()
     for found in (warm, cold):
         assert (np.abs(found.values - [6.0, 5.0, 4.0, 3.0, 2.0]) <= found.residuals).all()
-    # five vectors take five products at least; the rest is for the tenth part that is random
+    # five vectors take five products at least; the rest is for the part that is random
     assert warm.products.sum() < 0.75 * cold.products.sum()
     assert warm.products.min() >= 5
 
@@ -125,9 +126,9 @@ def test_the_trace_is_within_its_errors():
     f, a, q = bent()
     x = drifting(points=4)
     stops = way(q, x)
-    found = sharpness(f, stops, top=2, trace_accuracy=0.05)
+    found = sharpness(f, stops, top=2, trace_accuracy=0.01)
     assert (np.abs(found.traces - (a + x).sum(1)) < 4 * found.trace_errors).all()
-    assert (found.trace_errors <= 0.05 * np.abs(found.traces)).all()
+    assert (found.trace_errors <= 0.01 * np.abs(found.traces)).all()
     assert (found.trace_errors > 0).all()
     without = sharpness(f, stops, top=2)
     assert np.isnan(without.traces).all()
@@ -146,17 +147,11 @@ def test_both_ends_are_listed_the_largest_first():
 def test_every_matrix_has_a_name_and_an_answer(operator):
     f, z = objective("mlp")
     found = sharpness(f, [Station(0, z, None, 0.1)], top=2, operator=operator, method=PLAIN)
-    assert curvatures.NAMES[operator] in found.caption()
+    assert stability.NAMES[operator] in found.caption()
     assert np.isfinite(found.edges).all() == (operator in ("hessian", "gauss-newton"))
 
 
 # -- warm starts ------------------------------------------------------------------------------------------------------
-
-
-def overtaking(found: list[Station], after: int) -> None:
-    """Turn the way so that another axis has the largest curvature from the station `after` on."""
-    for t, station in enumerate(found):
-        station.point[-1 if t >= after else -2] = 2.0
 
 
 def test_a_value_that_overtakes_unseen_is_found_by_the_search_and_told(monkeypatch):
@@ -169,14 +164,14 @@ def test_a_value_that_overtakes_unseen_is_found_by_the_search_and_told(monkeypat
         stop.point[-1] = 3.0 if t >= 5 else 0.0
     truth = np.array([3.0] * 5 + [4.0] * 7)
     # without the random part: unseen from step 5 on, until the search at step 10
-    monkeypatch.setattr(curvatures, "RANDOM", 0.0)
+    monkeypatch.setattr(stability, "RANDOM", 0.0)
     blind = sharpness(f, stops, top=1, tolerance=1e-6)
     close(blind.sharpness[[*range(5), 10, 11]], truth[[*range(5), 10, 11]], 1e-5)
     close(blind.sharpness[5:10], np.full(5, 3.0), 1e-5)
     (told,) = blind.warnings
     assert "at step 10 a search found an eigenvalue" in told
     assert "since step 0" in told
-    # a tenth of it is enough: two products tell these two values apart
+    # with it: a few products tell these two values apart
     monkeypatch.undo()
     seeing = sharpness(f, stops, top=1, tolerance=1e-6)
     close(seeing.sharpness, truth, 1e-5)
@@ -213,7 +208,7 @@ def test_few_references_are_evenly_spaced_and_agree_with_all(monkeypatch):
     close(full.overlaps, full.overlaps.T, 1e-12)
     close(np.diag(full.overlaps), np.ones(11), 1e-12)
     for room, expected in ((5, [0, 4, 8]), (6, [0, 2, 4, 6, 8, 10]), (1, [0])):
-        monkeypatch.setattr(curvatures, "REFERENCE_BYTES", room * 2 * D * 8 + 8)
+        monkeypatch.setattr(stability, "REFERENCE_BYTES", room * 2 * D * 8 + 8)
         few = sharpness(f, stops, top=2, tolerance=1e-9)
         assert few.references.tolist() == [10 * t for t in expected]
         known = np.isfinite(few.overlaps)
@@ -330,7 +325,7 @@ def test_a_run_is_measured_at_its_points_with_its_buffers_and_rates(site, tmp_pa
             part = values[entry.offset : entry.offset + entry.size].reshape(entry.shape)
             state[entry.name] = torch.from_numpy(np.array(part))
         module.load_state_dict(state)
-        losses.append(float(nn.functional.cross_entropy(module(x), (x[:, 0] * x[:, 1] > 0).long())))
+        losses.append(nn.functional.cross_entropy(module(x), (x[:, 0] * x[:, 1] > 0).long()).item())
     close(found.losses, np.array(losses), 1e-12)
     assert len(set(np.round(losses, 12))) == 11
     # and a dense matrix of differences in the middle
@@ -475,7 +470,10 @@ def test_read_back_equal_and_drawn_from_the_file_alone(looks, name):
     assert all(len(row) == len(back.table()[0]) for row in back.table())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert styles.rendered(back, "svg") == styles.rendered(found, "svg")
+        sheet = Figure()
+        for ax, panel in zip(sheet.subplots(1, 5), back.panels(), strict=False):
+            back.plot(ax, panel)
+        sheet.savefig(io.BytesIO(), format="svg")
         assert back.figure().to_json() == found.figure().to_json()
     assert "nan" not in back.summary()
     assert "nan" not in back.caption()
@@ -502,7 +500,7 @@ def test_the_picture_shows_the_numbers(looks):
     close(drawn["2/η"], many.edges, 0)
     close(drawn["the 4 others"], many.values[:, 1], 0)
     close(lines(many, "gradient")["in the top 5 directions"], many.shares, 0)
-    close(lines(many, "gradient")["by chance, k/d = 0.12"], np.full(2, 5 / D), 1e-15)
+    close(lines(many, "gradient")["by chance, k/d = 0.21"], np.full(2, 5 / D), 1e-15)
     assert "2(1+β)/η" in lines(looks["single value"])
     assert not any("η" in name for name in lines(looks["no line"]))
     assert "not converged" in lines(looks["unconverged"])
