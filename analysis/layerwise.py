@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landscape.analysis.spectra import NAMES
+from landscape.analysis.spectra import NAMES, asymmetry
 from landscape.errors import UsageError, unknown
 from landscape.functionals import trace
 from landscape.objectives import CURVATURES, Curvature, Objective, dtype_name, require_finite
@@ -27,6 +27,11 @@ from landscape.subspaces import coordinates
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from plotly.graph_objects import Figure
+
+
+SMALL = 64  # a block of so few parameters, as the biases of a layer, is known whole by as many products as its estimates would take
+DRAWN = 30  # layers
+MOST = 200  # products of a trace: one near 0 has no relative accuracy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +105,12 @@ class Layers(Result):
         """See Result."""
         from landscape.analysis.styles import BLUE, GREY, ORANGE
 
-        place = np.arange(len(self.names))[::-1]
         top = (panel or "top") == "top"
         values, errors = (self.values[:, 0], self.residuals[:, 0]) if top else (self.traces, self.trace_errors)
+        # more names than fit a page's panel: those with the longest bars, in the network's order
+        drawn = np.sort(np.argsort(-np.abs(values), kind="stable")[:DRAWN])
+        values, errors, names = values[drawn], errors[drawn], [self.names[index] for index in drawn]
+        place = np.arange(len(names))[::-1]
         ax.barh(
             place,
             values,
@@ -112,12 +120,14 @@ class Layers(Result):
             error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#1b1b1b"},
         )
         ax.axvline(0, color=GREY, linewidth=0.6)
-        crowded = len(self.names) > 24
-        ax.set_yticks(place, self.names, fontsize=5 if crowded else 7)
-        ax.set_ylim(-0.7, len(self.names) - 0.3)
+        crowded = len(names) > 20
+        # half of the panel stays for the bars
+        shown = [name if len(name) <= 32 else f"{name[:18]}…{name[-13:]}" for name in names]
+        ax.set_yticks(place, shown, fontsize=5 if crowded else 7)
+        ax.set_ylim(-0.7, len(names) - 0.3)
         ax.set_xlabel("largest eigenvalue of the block" if top else "trace of the block")
-        ax.set_ylabel("layer")
-        ax.set_title("Sharpness by layer" if top else "Trace by layer", loc="left")
+        some = f", the {DRAWN} largest of {len(self.names)}" if len(self.names) > DRAWN else ""
+        ax.set_title(("Sharpness by layer" if top else "Trace by layer") + some, loc="left")
 
     def figure(self) -> Figure:
         """See Result."""
@@ -181,23 +191,35 @@ def layers(
     values, residuals = (np.full((len(groups), top), np.nan) for _ in range(2))
     traces, errors, converged, products = [], [], [], 0
     notes: dict[str, None] = {}
-    for index, part in enumerate(groups.values()):
+    rough: list[str] = []
+    for index, (name, part) in enumerate(groups.items()):
         mask = torch.from_numpy(part).to(w.device)
         block = f.restrict(coordinates(w, mask)).curvature(w[mask], operator, seed=seed)
-        notes |= dict.fromkeys(block.notes)
         space = SearchSpace(block, top, generator=generator(seed, "lanczos", index))
         space.converge(tolerance=tolerance, max_products=max_products)
         pairs = space.pairs()
-        whole = trace(block, accuracy=accuracy, space=space, max_products=max_products, seed=seed)
+        if block.dim <= SMALL:
+            space.grow(block.dim)
+        whole = trace(block, accuracy=accuracy, space=space, max_products=MOST, seed=seed)
         products += space.products + whole.products
+        notes |= dict.fromkeys(block.notes)
+        skew = asymmetry(block, seed)
+        if skew:
+            notes |= {f"layer {name}: {skew}": None}
         values[index, : len(pairs.values)], residuals[index, : len(pairs.values)] = pairs.values, pairs.residuals
         converged.append(bool(pairs.converged.all()))
         traces.append(whole.value)
         errors.append(whole.error)
+        if whole.error > 1.001 * accuracy * abs(whole.value):
+            rough.append(name)
     if not all(converged):
         late = [name for name, done in zip(groups, converged, strict=True) if not done]
         notes[
             f"{len(late)} of {len(groups)} layers did not reach the tolerance {tolerance:g} in {max_products} products ({', '.join(late[:3])}): raise --max-products."
+        ] = None
+    if rough:
+        notes[
+            f"the trace of {len(rough)} of {len(groups)} layers did not reach the accuracy {accuracy:g} ({', '.join(rough[:3])}): its error bars are right."
         ] = None
     return Layers(
         question={},

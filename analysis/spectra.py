@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from landscape.errors import UsageError, unknown
-from landscape.functionals import Measure, measure, trace
+from landscape.functionals import Measure, measure, standard_error, trace
 from landscape.objectives import CURVATURES, Curvature, Objective, dtype_name, require_finite
-from landscape.operators import Eigenpairs, SearchSpace, SymmetricOperator, Which
+from landscape.operators import ROUNDING, Eigenpairs, SearchSpace, SymmetricOperator, Which
 from landscape.results import Result
 from landscape.seeds import generator
 
@@ -224,6 +224,7 @@ class Spectrum(Result):
         ax.axhline(0, color=GREY, linewidth=0.6, zorder=0)
         ax.set_xlabel("number, as ordered")
         ax.set_ylabel("eigenvalue λ")
+        ax.set_xlim(0.5, len(self.values) + 0.5)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend(loc="best")
         ax.set_title(f"{self.which.capitalize()} eigenvalues", loc="left")
@@ -284,7 +285,7 @@ class Spectrum(Result):
     def _negative_share(self) -> str:
         """The share below zero in words. A bulk at 0 is one quadrature node, whose sign no finite number of Lanczos steps tells."""
         if self.negative_error > 0.1:
-            return f"the sign of {100 * self.negative_error:.0f}% of the eigenvalues, a bulk at 0, is not resolved"
+            return f"the sign of up to {100 * self.negative_error:.0f}% of the eigenvalues, a bulk around 0, is not resolved"
         share = f"{100 * self.negative:.1f}% ± {100 * self.negative_error:.1f}%"
         return f"{share} of the eigenvalues below {-self.zero:.1g}"
 
@@ -310,15 +311,17 @@ def spectrum(
     basis: int | None = None,
     host: bool = False,
     engine: Engine = "native",
+    samples: int = 1,
     seed: int = 0,
 ) -> Spectrum:
     """The `top` eigenvalues of a curvature matrix of f at z (d,), and on request the density.
 
     operator: one of landscape.objectives.CURVATURES. Of some parameters only, or of a mask's survivors: restrict f first (`f.restrict(subspaces.coordinates(w, mask))`).
-    accuracy: of the density, adaptive: 0.05 is a Wasserstein-1 distance of 5% of the mean |eigenvalue|, less than a curve on a page shows, and the default where none of the
-    next three is given.
+    accuracy: of the density, adaptive: 0.05 is a Wasserstein-1 distance of 5% of the mean |eigenvalue|, and the default where none of the next three is given. Where a few outliers hold
+    nearly all of that mean, it says little of the bulk: ask for less.
     counted, probes, steps: fixed numbers instead; see `landscape.functionals.measure`.
     tolerance, basis, host: as `landscape.operators.eigenpairs`. max_products: of the eigenvalues; a density takes at most four times as many.
+    samples: labels drawn a row, of `fisher`.
     engine: `pyhessian` asks PyHessian for the same eigenvalues; their residuals are by our own products.
 
     Raises UsageError on options out of range, LandscapeError where the point or a product is not finite.
@@ -328,7 +331,9 @@ def spectrum(
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     require_finite(z, "the point")
-    matrix = f.curvature(z, operator, seed=seed)
+    least = ROUNDING * torch.finfo(f.dtype).eps
+    asked, tolerance = tolerance, max(tolerance, least)
+    matrix = f.curvature(z, operator, samples=samples, seed=seed)
     space = SearchSpace(
         matrix,
         min(top, f.dim) if top > 0 else top,
@@ -337,17 +342,17 @@ def spectrum(
         basis=basis,
         host=host,
     )
-    notes = list(matrix.notes)
+    notes = []
+    if asked < tolerance:
+        notes.append(
+            f"the tolerance {asked:g} was raised to {tolerance:.2g}: products in {dtype_name(f.dtype)} carry no more. Use --dtype float64 for less."
+        )
     if engine == "native":
-        space.converge(tolerance=tolerance, max_products=max_products)
+        space.converge(tolerance=tolerance, max_products=max_products, missed=MISSED)
         pairs, products = space.pairs(), space.products
-        if not pairs.converged.all():
+        if pairs.converged.all() and pairs.missed > MISSED:
             notes.append(
-                f"{int((~pairs.converged).sum())} of {len(pairs.values)} eigenvalues did not reach the tolerance {tolerance:g} in {pairs.products} products: raise --max-products."
-            )
-        elif pairs.missed > 0.5:
-            notes.append(
-                f"a repeated eigenvalue could have been missed (chance {100 * pairs.missed:.0f}%): there were no products left to look. Raise --max-products or --basis."
+                f"a repeated eigenvalue could have been missed with a chance of {100 * pairs.missed:.0f}%, more than {100 * MISSED:.0f}%: products or room ran out. Raise --max-products or --basis."
             )
     else:
         if density or operator != "hessian" or which != "magnitude":
@@ -357,13 +362,20 @@ def spectrum(
             )
         pairs = _pyhessian(f, z, matrix, min(top, f.dim), tolerance, max_products, seed)
         products = pairs.products
+    if not pairs.converged.all():
+        notes.append(
+            f"{int((~pairs.converged).sum())} of {len(pairs.values)} eigenvalues did not reach the tolerance {tolerance:g} in {pairs.products} products: raise --max-products."
+        )
     if top > f.dim:
         notes.append(f"asked for {top} eigenvalues of a {f.dim}-dimensional matrix: all {f.dim} are given.")
-    asymmetry = matrix.asymmetry(generator(seed, "symmetry"))
-    # products agree to rounding times the depth of the sums; a hundredfold is no rounding
-    if asymmetry > 1e4 * torch.finfo(f.dtype).eps:
+    if skew := asymmetry(matrix, seed):
+        notes.append(skew)
+    if operator == "fisher" and f.dim:
+        first = pairs.vectors[0]
+        other = float(first @ (f.curvature(z, operator, samples=samples, seed=seed + 1) @ first))
         notes.append(
-            f"products of the {NAMES[operator]} are not symmetric (relative difference {asymmetry:.1e}): the loss is not twice differentiable here, or the data differ between passes."
+            f"the labels of the Fisher matrix are drawn {samples} time{'s' * (samples > 1)} a row: along the first eigenvector another draw has {other:.4g} in place of {pairs.values[0]:.4g}. "
+            "More --samples bring both to the Gauss-Newton matrix, their mean for these losses."
         )
     loss, gradient = f.value_and_gradient(z)
     again = float(f(z))
@@ -414,7 +426,7 @@ def spectrum(
             "norm": f.norm,
             "engine": engine,
         },
-        warnings=tuple(notes),
+        warnings=(*matrix.notes, *notes),
         operator=operator,
         dim=f.dim,
         rows=len(f.rows),
@@ -429,6 +441,18 @@ def spectrum(
         missed=pairs.missed,
         products=products,
         **curve,
+    )
+
+
+def asymmetry(matrix: SymmetricOperator, seed: int) -> str:
+    """A warning where products of a matrix are not symmetric, else nothing. It costs two of them."""
+    found = matrix.asymmetry(generator(seed, "symmetry"))
+    # products agree to rounding times the depth of the sums; a hundredfold is no rounding
+    if found <= 1e4 * torch.finfo(matrix.dtype).eps:
+        return ""
+    return (
+        f"products are not symmetric (relative difference {found:.1e}): the loss is not twice differentiable here, a layer's second derivative is wrong, or the data differ between passes. "
+        "These numbers are not to be trusted."
     )
 
 
@@ -452,6 +476,8 @@ _NO_DENSITY: dict[str, Any] = {
     ),
 }  # fmt: skip
 
+MISSED = 0.05  # chance to miss, asked of `landscape.operators.eigenpairs`: its default
+
 # a 1/200 of the range, and a 1/20 of a decade: as fine as a page shows; the nodes are stored for whoever wants another
 FINEST, FINEST_DECADE = 1 / 200, 1 / 20
 
@@ -464,14 +490,14 @@ def _density(found: Measure, known: np.ndarray, precision: float) -> dict[str, A
     zero = max(precision * size, float(np.finfo(float).tiny))  # of a zero matrix no eigenvalue has a sign
     width = max(high - low, 1e-12 * max(size, 1.0)) * FINEST
     grid = np.linspace(low - 5 * width, high + 5 * width, 2001)
-    mean, error = _curve(found, grid, width, lambda x: x, 1)
+    mean, error = _curve(found, grid, width, lambda x: x)
     decades = np.linspace(np.log10(zero), np.log10(size) + 0.3, 601) if size > 0 else _EMPTY
     parts: dict[str, np.ndarray] = {}
     for name, sign in (("positive", 1), ("negative", -1)):
         # eigenvalues of the other sign, and those of none, are put below the axis
         bent = [_EMPTY, _EMPTY]
         if size > 0:
-            bent = list(_curve(found, decades, FINEST_DECADE, _decade(sign, zero), FINEST_DECADE))
+            bent = list(_curve(found, decades, FINEST_DECADE, _decade(sign, zero)))
         parts |= {f"{name}_density": bent[0], f"{name}_density_error": bent[1]}
     whole, square = found.trace(), found.moment(2)
     below, above = found.share(-np.inf, -zero), found.share(zero, np.inf)
@@ -510,10 +536,10 @@ def _decade(sign: int, zero: float) -> Any:
     return transform
 
 
-def _curve(found: Measure, grid: np.ndarray, width: float, transform: Any, cap: float) -> tuple[np.ndarray, np.ndarray]:
+def _curve(found: Measure, grid: np.ndarray, width: float, transform: Any) -> tuple[np.ndarray, np.ndarray]:
     """Mean over probes (G,), and its standard error, of the measure smoothed in the coordinate transform(lambda), NaN where a point has none.
 
-    A node stands for the interval up to its neighbours, so its Gaussian is half as wide as their mean distance, at least `width`; that of a counted value at most `cap` times... its own.
+    A node stands for the interval up to its neighbours, so its Gaussian is half as wide as their mean distance, at least `width`; that of a counted value is as wide as `width`.
     """
     counted = _bumps(found.values, np.full(len(found.values), 1 / found.dim), grid, width, transform, width)
     if not len(found.nodes):
@@ -524,7 +550,7 @@ def _curve(found: Measure, grid: np.ndarray, width: float, transform: Any, cap: 
             for nodes, weights in zip(found.nodes, found.weights, strict=True)
         ]
     )
-    return counted + curves.mean(axis=0), curves.std(axis=0, ddof=1) / np.sqrt(len(curves))
+    return counted + curves.mean(axis=0), standard_error(curves)
 
 
 def _bumps(
@@ -565,7 +591,9 @@ def _pyhessian(
         raise UsageError("PyHessian takes whole models only: leave the restriction to some parameters out.")
     if f.norm != "eval" or not isinstance(f.rows.inputs, Tensor):
         raise UsageError("PyHessian takes one tensor of inputs and a model in evaluation mode.")
-    peer: Any = importlib.import_module("pyhessian.hessian")  # the package hides its module behind the class of that name
+    peer: Any = importlib.import_module(
+        "pyhessian.hessian"
+    )  # the package hides its module behind the class of that name
     taken = 0
     original = peer.hessian_vector_product
 
@@ -589,5 +617,12 @@ def _pyhessian(
     theta = np.array(values, dtype=float)
     residuals = (images - rows * torch.from_numpy(theta).to(rows)[:, None]).norm(dim=1).double().cpu().numpy()
     return Eigenpairs(
-        theta, rows, residuals, residuals, residuals <= tolerance * np.abs(theta).max(), taken, float("nan")
+        theta,
+        rows,
+        residuals,
+        residuals,
+        residuals <= tolerance * np.abs(theta).max(),
+        taken,
+        float("nan"),
+        float("nan"),
     )

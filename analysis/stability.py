@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from landscape import functionals
-from landscape.analysis.spectra import NAMES
+from landscape.analysis.spectra import NAMES, asymmetry
 from landscape.errors import UsageError, unknown
 from landscape.objectives import CURVATURES, Buffers, Curvature, Objective, dtype_name
 from landscape.operators import Eigenpairs, SearchSpace, SymmetricOperator, normal
@@ -56,6 +56,7 @@ REFERENCE_BYTES = 2**30  # reference spaces held for the overlaps
 CONFIRMED = 10  # each so many steps a warm start is searched for hidden eigenvalues: some five products, so half a product a step
 RANDOM = 1.0  # size of the random vector in a warm start beside the known part: 0.2 products a step dearer than 0.1; 3.0 is 1.0 dearer
 MISSED = 0.05  # chance to miss, of a search: that of `landscape.operators.eigenpairs`
+LOOSE = 0.3  # sine of an angle between computed and true eigenspace that an overlap shows: it costs a tenth of it
 SPREAD = 30.0  # a page shows numbers further apart than this factor on a logarithmic axis
 
 # -- where to measure -------------------------------------------------------------------------------------------------
@@ -199,6 +200,7 @@ class Sharpness(Result):
     shares: np.ndarray  # (T,) of the squared gradient in the space of the k eigenvectors
     traces: np.ndarray  # (T,) NaN where not asked for, likewise below
     trace_errors: np.ndarray  # (T,) standard errors
+    angles: np.ndarray  # (T,) bound on the sine between the computed and the true eigenspace, |residuals| / gap (Davis and Kahan 1970), at most 1
     lasting: np.ndarray  # (T,) overlap of the eigenspace with that of the measured step before; the first is NaN
     references: np.ndarray  # (R,) steps
     overlaps: np.ndarray  # (T, R) overlap of the eigenspaces of each step and each reference step. NaN before the reference where not every step is one
@@ -248,11 +250,18 @@ class Sharpness(Result):
             listed = "The largest eigenvalue"
         text = (
             f"{listed} of the {NAMES[self.operator]} of the mean loss over {self.rows:,} rows, at {len(self.steps):,} recorded points ({self.dim:,} dimensions); the largest is the sharpness. "
-            f"Residuals are at most {_worst(self.residuals)}, and errors as they bound them at most {_worst(self.bounds)}. {self.remark} "
+            f"Residuals are at most {_worst(self.residuals)}, and errors as they bound them at most {_worst(self.bounds)}; each search for hidden values, at every {CONFIRMED}th step of warm starts, "
+            f"misses one with a chance of {100 * MISSED:.0f}%, and then the next lower one is listed. {self.remark} "
             f"Gradient: the part of the squared gradient over all rows that lies in the space of {'this direction' if k == 1 else f'these {k} directions'}; {k / self.dim:.2g} of it would by chance. "
         )
         if len(self.references) > 1:
             text += "Persistence: overlap of the spaces at two steps, 1 where they are the same."
+            loose = int(np.sum(self.angles > LOOSE))
+            if loose:
+                text += (
+                    f" At {loose} of {len(self.steps)} steps the lowest of these values is not set apart from the next, so that the space is computed to an angle of sine {LOOSE} or worse, "
+                    "and overlaps are below 1 for that reason too: choose another --top, or a lower --tolerance."
+                )
             if len(self.references) < len(self.steps):
                 text += f" It is drawn between {len(self.references)} reference steps; the step before is compared at every one."
         if np.isfinite(self.traces).any():
@@ -593,6 +602,7 @@ class _Course:
     how: dict[str, None] = field(default_factory=dict)  # notes of the operators, in order, each once
     skipped: list[int] = field(default_factory=list)  # steps of points that are not finite
     overtaken: list[tuple[int, int]] = field(default_factory=list)  # steps between which a search found what was hidden
+    skew: str = ""  # what is wrong with the symmetry of products at the first point
     rough: list[int] = field(default_factory=list)  # steps whose trace is less accurate than asked
     _before: Tensor | None = None  # (k, d) eigenvectors
     _searched: int = 0  # the last step searched for hidden eigenvalues
@@ -617,10 +627,12 @@ class _Course:
             return
         row = self._row(float(loss), float(gradient.norm()))
         matrix = f.curvature(station.point, self.operator, seed=self.seed)
-        self.how |= dict.fromkeys(matrix.notes)
+        if not any(np.isfinite(known["gradient_norms"]) for known in self.rows):
+            self.skew = asymmetry(matrix, self.seed)
         searched = not self.warm or self._before is None or self._since >= CONFIRMED - 1 or last
         space = self._converged(matrix, station.step, searched)
         pairs = space.pairs()
+        self.how |= dict.fromkeys(matrix.notes)
         self._since = 0 if searched else self._since + 1
         if searched:
             self._searched = station.step
@@ -631,6 +643,7 @@ class _Course:
             "bounds": pairs.bounds,
             "converged": pairs.converged,
             "products": pairs.products,
+            "angles": min(float(np.linalg.norm(pairs.residuals)) / pairs.gap, 1.0) if pairs.gap > 0 else 1.0,
             "shares": float((pairs.vectors @ (gradient / norm)).norm() ** 2) if norm > 0 else math.nan,
         }
         if self.trace_accuracy is not None:
@@ -682,12 +695,13 @@ class _Course:
             "shares": math.nan,
             "traces": math.nan,
             "trace_errors": math.nan,
+            "angles": math.nan,
             "lasting": math.nan,
         }
 
     def notes(self) -> list[str]:
         """Warnings, each a sentence."""
-        notes = []
+        notes = [self.skew] if self.skew else []
         if self.skipped:
             notes.append(
                 f"{len(self.skipped)} of {len(self.steps)} points have a loss, gradient or entry that is not finite, the first at step {self.skipped[0]}: nothing is measured there."

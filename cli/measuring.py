@@ -87,6 +87,7 @@ def spectrum(
     max_products: Annotated[int, WHOLE] = 500,
     basis: Annotated[int | None, WHOLE] = None,
     host: Annotated[bool, Parameter(negative="")] = False,
+    samples: Annotated[int, WHOLE] = 1,
     engine: Literal["native", "pyhessian"] = "native",
     options: Subject = Subject(),  # noqa: B008 (frozen)
     common: Common = Common(),  # noqa: B008 (frozen)
@@ -130,23 +131,24 @@ def spectrum(
     max_products
         Give up after this many; what did not converge is marked. A density takes at most four times as many more.
     basis
-        Hold at most this many vectors of the length of the parameters; by default what fits in 256 MiB, at least 2 top + 8.
+        Hold at most this many vectors of the length of the parameters; by default what fits in 512 MiB, at least 2 top + 8. The random vectors of a density take --lanczos-steps more.
     host
-        Hold them in the memory of the CPU.
+        Hold them in the memory of the CPU, where that of the device is short.
+    samples
+        Of the operator fisher: labels drawn a row.
     engine
         pyhessian: put the question to PyHessian (with --which magnitude); the residuals are ours.
     """
     chosen: dict[str, Any] = {"top": top, "operator": operator, "max_products": max_products}
+    one_point = {
+        "--density": density, "--engine": engine != "native", "--basis": basis is not None, "--host": host,
+        "--counted": counted is not None, "--probes": probes is not None, "--lanczos-steps": lanczos_steps is not None,
+    }  # fmt: skip
     if at == "all":
-        idle = {
-            "--density": density, "--layers": layers, "--params": params is not None, "--engine": engine != "native", "--basis": basis is not None,
-            "--host": host, "--which": which not in ("largest", "both"), "--accuracy": accuracy is not None,
-            "--counted": counted is not None, "--probes": probes is not None, "--lanczos-steps": lanczos_steps is not None,
-        }  # fmt: skip
-        if given := [name for name, is_given in idle.items() if is_given]:
-            raise UsageError(
-                f"{given[0]} is for one point, and --at all takes every recorded one. Leave one of them out."
-            )
+        _leave_out(
+            {**one_point, "--layers": layers, "--params": params is not None, "--which": which not in ("largest", "both"), "--accuracy": accuracy is not None, "--samples": samples != 1},
+            "is for one point, and --at all takes every recorded one",
+        )  # fmt: skip
         _along(
             run, {**chosen, "which": which, "tolerance": 1e-2 if tolerance is None else tolerance}, {}, options, common
         )
@@ -156,10 +158,10 @@ def spectrum(
     chosen |= {"tolerance": _positive("--tolerance", 1e-4 if tolerance is None else tolerance)}
     about = _about_place(where)
     if layers:
-        if density or engine != "native" or which != "largest":
-            raise UsageError(
-                "--layers gives each layer's largest eigenvalues and trace: leave --density, --engine and --which out."
-            )
+        _leave_out(
+            {**one_point, "--which": which != "largest", "--samples": samples != 1},
+            "has no part in --layers, each layer's largest eigenvalues and trace",
+        )
         chosen |= {"params": params or "*"}
         if accuracy is not None:
             chosen["accuracy"] = _positive("--accuracy", accuracy)
@@ -175,6 +177,10 @@ def spectrum(
     chosen |= {"which": which, "engine": engine}
     if basis is not None or host:
         chosen |= {"basis": basis, "host": host}
+    if operator == "fisher":
+        chosen["samples"] = samples
+    elif samples != 1:
+        raise UsageError("--samples is of --operator fisher: the other matrices draw nothing.")
     if density:
         chosen |= {"density": True, "counted": counted, "probes": probes, "steps": lanczos_steps}
         chosen["accuracy"] = None if accuracy is None else _positive("--accuracy", accuracy)
@@ -395,6 +401,13 @@ def surface(
     answer(
         where.run, "surface", {**_about_place(where), **path, **chosen, **_asked(options, common)}, compute, common.json
     )
+
+
+def _leave_out(given: dict[str, bool], reason: str) -> None:
+    """Refuse the first flag that is given and would do nothing."""
+    for flag, is_given in given.items():
+        if is_given:
+            raise UsageError(f"{flag} {reason}. Leave one of them out.")
 
 
 def _positive(flag: str, value: float) -> float:

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -54,17 +55,22 @@ def hessian_graph(value: Tensor, parts: Pieces) -> Product:
     return product
 
 
-def sandwich_graph(outputs: Tensor, parts: Pieces, bend: Callable[[Tensor], Tensor] | None) -> Product:
-    """v -> J^T B J v, with `bend` the product with B on a tangent of the outputs' shape (None where B = 0); built under `twice_differentiable(linear=True)`."""
+def sandwich_graph(
+    outputs: Tensor, parts: Pieces, bend: Callable[[Tensor], Tensor] | None, kernels: Kernels
+) -> Product:
+    """v -> J^T B J v, with `bend` the product with B on a tangent of the outputs' shape (None where B = 0); built under `twice_differentiable`, with its kernels."""
     if bend is None or not outputs.requires_grad:
         return _nothing
     dummy = torch.zeros_like(outputs, requires_grad=True)
-    pulled = torch.autograd.grad(outputs, parts, dummy, create_graph=True, materialize_grads=True)  # J^T u
+    with kernels.by_tangent_alone():
+        pulled = torch.autograd.grad(outputs, parts, dummy, create_graph=True, materialize_grads=True)  # J^T u
     moving = [place for place, part in enumerate(pulled) if part.requires_grad]
+    if not moving:  # the outputs do not vary
+        return _nothing
 
     def product(along: Pieces) -> Pieces:
         (tangent,) = torch.autograd.grad(
-            [pulled[i] for i in moving], dummy, [along[i] for i in moving], retain_graph=True
+            [pulled[i] for i in moving], dummy, [along[i] for i in moving], retain_graph=True, materialize_grads=True
         )
         return torch.autograd.grad(outputs, parts, bend(tangent), retain_graph=True, materialize_grads=True)
 
@@ -134,13 +140,23 @@ class Chunks:
         return [slice(first, min(first + self.size, self.rows)) for first in range(0, self.rows, self.size)]
 
     def measured(self) -> tuple[float, float] | None:
-        """Bytes that the graph of a chunk holds of its own: a fixed part and a part a row, from graphs of 2 and of 8 rows; None where not even these fit.
+        """Bytes that the graph of a chunk holds of its own: a fixed part and a part a row, from graphs of 2 and of 8 rows; None where not even these fit,
+        and where torch does not let it be measured.
 
         What both of them hold, parameters and data, all the others hold too: it is there once and not counted.
         """
         found: list[tuple[int, Product, dict[int, int]]] = []
         for size in sorted({min(2, self.size), min(8, self.size)}):
-            graph = _tried(lambda size=size: self._graph(size))  # type: ignore[misc]
+            try:
+                graph = _tried(lambda size=size: self._graph(size))  # type: ignore[misc]
+            except RuntimeError as error:
+                if "saved tensor hooks" not in str(error):  # torch.func.grad, in a model, does not run under them
+                    raise
+                graph = None
+                if not self.keep:
+                    self.notes.append(
+                        "the graph is built anew in every product, since torch.func in the model does not let its size be measured; keep=True holds it"
+                    )
             if graph is None:
                 break
             found.append((size, *graph))
@@ -228,7 +244,8 @@ def _saved() -> Iterator[dict[int, int]]:
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
+        with contextlib.suppress(RuntimeError):  # zeros of forward mode have no memory
+            storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -255,38 +272,56 @@ def free_memory(device: torch.device) -> int:
 
 
 @contextlib.contextmanager
-def twice_differentiable(*, recurrent: bool = False, linear: bool = False) -> Iterator[None]:
-    """Kernels that have a second derivative: attention by its MATH backend, recurrent layers without cuDNN, the layers below by their own.
-
-    linear: what is built differentiates a pulled-back vector only by that vector, so nothing is saved for the other derivatives.
-    """
+def twice_differentiable(*, recurrent: bool = False) -> Iterator[Kernels]:
+    """Kernels that have a second derivative: attention by its MATH backend, recurrent layers without cuDNN, the layers below by their own."""
     with (
         sdpa_kernel(SDPBackend.MATH),
         torch.backends.cudnn.flags(enabled=not recurrent),
-        _Kernels(linear),
+        Kernels() as kernels,
         torch.enable_grad(),
     ):
-        yield
+        yield kernels
 
 
-class _Kernels(TorchFunctionMode):
+class Kernels(TorchFunctionMode):
     """Puts the kernels below in the place of torch's, where they say the same."""
 
-    def __init__(self, linear: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.linear = linear
+        self.tangent_alone = False
+
+    @contextlib.contextmanager
+    def by_tangent_alone(self) -> Iterator[None]:
+        """Inside, what is pulled back will be differentiated only by the tangent it is pulled back from, so nothing is saved for the other derivatives.
+
+        Not so for what a model differentiates in its own forward pass (forces, penalties of slopes): that depends on its parameters too.
+        """
+        self.tangent_alone = True
+        try:
+            yield
+        finally:
+            self.tangent_alone = False
 
     def __torch_function__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if function is torch._weight_norm:
+            return _weight_norm(*args, **kwargs)
+        if _transformed():
+            return function(*args, **kwargs)
         if function in _CONVOLUTIONS:
-            return _convolution(function, self.linear, *args, **kwargs)
+            return _convolution(function, self, *args, **kwargs)
         if function is functional.batch_norm:
-            return _batch_norm(self.linear, *args, **kwargs)
+            return _batch_norm(self, *args, **kwargs)
         if function in _RELUS:
             return _relu(*args, **kwargs)
         return function(*args, **kwargs)
+
+
+def _transformed() -> bool:
+    """Whether a model's own torch.func.vmap, grad or jvp is at work: our kernels do not say what they are under these, torch's do."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
@@ -295,7 +330,7 @@ _RELUS = (torch.relu, Tensor.relu, functional.relu)
 
 def _convolution(
     function: Any,
-    linear: bool,
+    kernels: Kernels,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -314,7 +349,7 @@ def _convolution(
         sizes = [size] if isinstance(size, int) else list(size)
         return sizes * axes if len(sizes) == 1 else sizes
 
-    shape = _Shape(each(stride), each(padding), each(dilation), groups, linear)
+    shape = _Shape(each(stride), each(padding), each(dilation), groups, kernels)
     return _Convolution.apply(input, weight, bias, shape)  # type: ignore[no-any-return]
 
 
@@ -324,7 +359,7 @@ class _Shape:
     padding: list[int]
     dilation: list[int]
     groups: int
-    linear: bool
+    kernels: Kernels
 
     def forward(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         return torch.convolution(
@@ -352,7 +387,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        x, w = (tensor.detach() if ctx.shape.linear else tensor for tensor in ctx.saved_tensors)
+        x, w = (tensor.detach() if ctx.shape.kernels.tangent_alone else tensor for tensor in ctx.saved_tensors)
         return *_ConvolutionSlope.apply(g, x, w, ctx.shape, ctx.needs_input_grad[:3]), None
 
 
@@ -387,7 +422,7 @@ class _ConvolutionSlope(torch.autograd.Function):
 
 
 def _batch_norm(
-    linear: bool,
+    kernels: Kernels,
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -399,7 +434,7 @@ def _batch_norm(
 ) -> Tensor:
     if training or running_mean is None or running_var is None:
         return functional.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    return _BatchNorm.apply(input, weight, bias, running_mean, running_var, eps, linear)  # type: ignore[no-any-return]
+    return _BatchNorm.apply(input, weight, bias, running_mean, running_var, eps, kernels)  # type: ignore[no-any-return]
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -407,16 +442,16 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, w: Tensor | None, b: Tensor | None, mean: Tensor, var: Tensor, eps: float, linear: bool
+        ctx: Any, x: Tensor, w: Tensor | None, b: Tensor | None, mean: Tensor, var: Tensor, eps: float, kernels: Kernels
     ) -> Tensor:
         ctx.save_for_backward(x, w, mean, var)
-        ctx.eps, ctx.linear = eps, linear
+        ctx.eps, ctx.kernels = eps, kernels
         return _norm_forward(x, w, b, mean, var, eps)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         x, w, mean, var = ctx.saved_tensors
-        if ctx.linear:
+        if ctx.kernels.tangent_alone:
             x, w = x.detach(), None if w is None else w.detach()
         slopes = _BatchNormSlope.apply(g, x, w, mean, var, ctx.eps, ctx.needs_input_grad[:3])
         return *slopes, None, None, None, None
@@ -492,3 +527,8 @@ class _ReLU(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
         return torch.ops.aten.threshold_backward(g, y.detach(), 0)  # type: ignore[no-any-return]
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """g v / |v|, the norm over all axes but `dim` (-1: over all). torch's fused one has a wrong second derivative by v and g (2.14)."""
+    return v * (g / torch.norm_except_dim(v, 2, dim))

@@ -18,14 +18,15 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from landscape.errors import LandscapeError, UsageError, unknown
-from landscape.operators import SearchSpace, SymmetricOperator, lanczos, normal, quadrature
+from landscape.operators import BASIS_BYTES, Krylov, SearchSpace, SymmetricOperator, lanczos, normal, quadrature
 from landscape.seeds import generator
 
 Function = Callable[[np.ndarray], np.ndarray]
@@ -35,7 +36,7 @@ TRACE_METHODS: tuple[TraceMethod, ...] = ("deflation", "hutchinson", "hutch++", 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number, its standard error (0 where it is exact) and the products that it took."""
+    """A number, its standard error (0 where it is exact; see `standard_error`) and the products that it took."""
 
     value: float
     error: float
@@ -71,38 +72,55 @@ class Measure:
             return Estimate(counted, 0.0, self.products)
         samples = self._integrals(function, self.nodes, self.weights)
         coarse = self._integrals(function, *self._halved())
-        spread = float(samples.std(ddof=1)) / math.sqrt(len(samples)) if len(samples) > 1 else math.inf
-        rule = abs(float(samples.mean() - coarse.mean()))
+        spread, rule = standard_error(samples), abs(float(samples.mean() - coarse.mean()))
         return Estimate(
             counted + self.rest * float(samples.mean()), self.rest * math.hypot(spread, rule), self.products
         )
 
     def moment(self, power: int) -> Estimate:
-        """The mean of lambda^power. A Gauss rule is exact to degree 2m - 1, so up to there the only error is that over probes."""
+        """The mean of lambda^power. A Gauss rule is exact to degree 2m - 1, so up to there the only error is that over probes, and from the square on what the counted space leaks.
+
+        Of the sum of squares that is at most leak^2 / 2, and stands in the error.
+        """
         counted = float(np.sum(self.values**power)) / self.dim
+        left_out = self.leak**2 / 2 / self.dim if power == 2 else 0.0
         if not len(self.nodes):
-            return Estimate(counted, 0.0, self.products)
+            return Estimate(counted, left_out, self.products)
         samples = self._integrals(lambda x: x**power, self.nodes, self.weights)
-        error = float(samples.std(ddof=1)) / math.sqrt(len(samples)) if len(samples) > 1 else math.inf
-        return Estimate(counted + self.rest * float(samples.mean()), self.rest * error, self.products)
+        error = self.rest * standard_error(samples) + left_out
+        return Estimate(counted + self.rest * float(samples.mean()), error, self.products)
 
     def share(self, low: float, high: float) -> Estimate:
-        """The share of eigenvalues in (low, high]; the error holds, beside that over probes, the weight of the node nearest to each end.
+        """The share of eigenvalues in (low, high]; the error holds, beside that over probes, what the rules leave open at each end.
 
-        Chebyshev, Markov, Stieltjes: the distribution function of a Gauss rule is off by at most the weight of the node where it is asked.
+        Chebyshev, Markov, Stieltjes: of measures with the moments of a rule, none has more mass at x than 1 / sum_i p_i(x)^2, p_i its orthonormal polynomials, and by no more does its
+        distribution function differ there. It is small but where nodes are near. A process that ended by itself leaves nothing open.
         """
         counted = float(np.sum((self.values > low) & (self.values <= high))) / self.dim
         if not len(self.nodes):
             return Estimate(counted, 0.0, self.products)
         with np.errstate(invalid="ignore"):
             samples = np.sum(self.weights * ((self.nodes > low) & (self.nodes <= high)), axis=1)
-        error = float(samples.std(ddof=1)) / math.sqrt(len(samples)) if len(samples) > 1 else math.inf
+        error = standard_error(samples)
         for end in (low, high):
             if math.isfinite(end):
-                distance = np.where(self.weights > 0, np.abs(np.nan_to_num(self.nodes) - end), np.inf)
-                nearest = np.argmin(distance, axis=1)[:, None]
-                error += float(np.take_along_axis(self.weights, nearest, axis=1).mean())
-        return Estimate(counted + self.rest * float(samples.mean()), self.rest * error, self.products)
+                error += float(np.mean([self._open(probe, end) for probe in range(len(self.nodes))]))
+        return Estimate(counted + self.rest * float(samples.mean()), min(self.rest * error, 1.0), self.products)
+
+    def _open(self, probe: int, place: float) -> float:
+        """The most mass that a measure with the moments of one probe's rule can have at a place."""
+        used = self.weights[probe] > 0
+        if not used.all():
+            return 0.0
+        state = _process(self.nodes[probe], self.weights[probe], used.sum())
+        before, now, total, coupled = 0.0, 1.0, 1.0, 0.0
+        for alpha, beta in zip(state.alphas[:-1], state.betas[:-1], strict=True):
+            before, now = now, ((place - alpha) * now - coupled * before) / beta
+            coupled = beta
+            total += now * now
+            if total > 1e200:
+                break
+        return 1 / total
 
     def trace(self) -> Estimate:
         """The sum of all eigenvalues."""
@@ -236,12 +254,13 @@ def measure(
         if accuracy is None or found.error() <= accuracy:
             return found
         full = space is None or len(values) < plan[0]
-        plan = [2 * plan[0], 2 * plan[1] if full else plan[1], min(plan[2] * 3 // 2, MOST_STEPS)]
+        room = max(STEPS, BASIS_BYTES // (operator.dim * torch.finfo(operator.dtype).bits // 8))
+        plan = [2 * plan[0], 2 * plan[1] if full else plan[1], min(plan[2] * 3 // 2, MOST_STEPS, room)]
         if taken + plan[1] * plan[2] + (0 if space is None else space.products + plan[0] - len(values)) > max_products:
             return found
 
 
-# their basis is memory too
+# where the small problem begins to cost; and their basis is memory too, at least 60 vectors beside those of the space
 MOST_STEPS = 200
 
 
@@ -257,10 +276,23 @@ def _exactly(operator: SymmetricOperator, taken: int) -> Measure:
 
 
 def _truncated(nodes: np.ndarray, weights: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """The Gauss rule of `steps` nodes of a discrete measure: Lanczos on its diagonal matrix, started at the roots of its weights."""
+    """The Gauss rule of `steps` nodes of a discrete measure."""
+    return _process(nodes, weights, steps).quadrature()
+
+
+def _process(nodes: np.ndarray, weights: np.ndarray, steps: int) -> Krylov:
+    """The Lanczos process of a discrete measure: that of its diagonal matrix, started at the roots of its weights."""
     matrix = SymmetricOperator(len(nodes), lambda v: torch.from_numpy(nodes) * v, torch.float64, torch.device("cpu"))
     (state,) = deque(lanczos(matrix, torch.from_numpy(np.sqrt(weights)), steps), maxlen=1)
-    return state.quadrature()
+    return state
+
+
+def standard_error(samples: np.ndarray, axis: int = 0) -> Any:
+    """Of the mean of n samples, widened for small n by Student's t, so that twice it is 95% however few they are; infinite for one."""
+    n = samples.shape[axis]
+    if n < 2:
+        return np.full(np.delete(samples.shape, axis), math.inf)[()]
+    return samples.std(axis=axis, ddof=1) / math.sqrt(n) * float(stdtrit(n - 1, 0.975)) / 1.96
 
 
 def _distance(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> float:
@@ -359,6 +391,10 @@ def trace(
         found = _estimate(samples, taken + len(samples))
         if found.error <= accuracy * abs(found.value) or found.products >= max_products:
             return found
+        whole = found.products + operator.dim
+        needed = len(samples) * found.error**2 / max(accuracy * abs(found.value), np.finfo(float).tiny) ** 2
+        if whole <= max_products and needed >= operator.dim:  # the matrix itself is no dearer
+            return Estimate(float(operator.dense().diagonal().double().sum()), 0.0, whole)
 
 
 def _hutchplus(operator: SymmetricOperator, accuracy: float, most: int, seed: int) -> Estimate:
@@ -383,6 +419,7 @@ def _hutchplus(operator: SymmetricOperator, accuracy: float, most: int, seed: in
 
 def _xtrace(operator: SymmetricOperator, accuracy: float, most: int, seed: int) -> Estimate:
     """XTrace: every test vector serves the low-rank part of all others and the residual of its own; two products a vector; grown by a quarter until the error is small enough, twice.
+    Its samples share vectors, so the stated error is a low guess: by 1.0 to 1.8 at an accuracy of 2%, and up to 3 at 10%, over 200 seeds on spectra with outliers, flat and decaying.
 
     With Q = orth(A Omega), H = Q^T A Q and R = Q^T A Omega, the range of all test vectors but the i-th is Q without the direction s_i, the i-th column of R^{-T} normalised.
     """
@@ -450,8 +487,8 @@ def diagonal(
         # A = U^T T U + P A P + U^T B^T F + F^T B U: the last two are what the space leaks, and known too
         deflation = space.deflation()
         known = deflation.vectors
-        counted = torch.from_numpy(deflation.values).to(mean) @ known**2
-        counted += 2 * (deflation.front * (deflation.coupling @ known)).sum(0)
+        counted = (torch.from_numpy(deflation.values).to(known) @ known**2).to(mean)
+        counted += 2 * (deflation.front * (deflation.coupling @ known)).sum(0).to(mean)
     for probe in range(probes):
         v = signs(operator, generator(seed, "diagonal", probe))
         sample = v * _outside(operator.product(_outside(v, known)), known)
@@ -497,8 +534,9 @@ def signs(operator: SymmetricOperator, draws: torch.Generator) -> Tensor:
 
 
 def _outside(vectors: Tensor, known: Tensor) -> Tensor:
-    """What vectors (..., d) have outside the span of orthonormal rows (c, d)."""
-    return vectors - (vectors @ known.T) @ known if len(known) else vectors
+    """What vectors (..., d) have outside the span of orthonormal rows (c, d), which may lie on another device."""
+    moved = vectors.to(known.device)
+    return (moved - (moved @ known.T) @ known).to(vectors.device) if len(known) else vectors
 
 
 def _orthonormal(vectors: Tensor, known: Tensor) -> Tensor:
@@ -515,8 +553,7 @@ def _inner(one: Tensor, other: Tensor) -> float:
 
 
 def _estimate(samples: list[float], products: int) -> Estimate:
-    error = float(np.std(samples, ddof=1)) / math.sqrt(len(samples)) if len(samples) > 1 else math.inf
-    value = float(np.mean(samples))
+    value, error = float(np.mean(samples)), float(standard_error(np.array(samples)))
     if not math.isfinite(value):
         raise LandscapeError(
             "a product is not finite: the point has NaN or infinite curvature. Check it with `landscape check`."

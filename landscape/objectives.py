@@ -21,11 +21,12 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import checkpoint
 
 from landscape.curvature import Chunks, Product, hessian_graph, outer, sandwich_graph, twice_differentiable
 from landscape.curvature import free_memory as free_memory
@@ -441,7 +442,8 @@ class Network:
         arguments = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
         keywords = inputs if isinstance(inputs, dict) else {}
         # ties are in `state`: torch would look for them anew in every call
-        outputs = torch.func.functional_call(self.skeletons[mode], state, arguments, keywords, tie_weights=False)
+        with _without_recomputation():
+            outputs = torch.func.functional_call(self.skeletons[mode], state, arguments, keywords, tie_weights=False)
         if not isinstance(outputs, Tensor):
             outputs = getattr(outputs, "logits", outputs[0] if isinstance(outputs, (tuple, list)) else outputs)
         if not isinstance(outputs, Tensor):
@@ -475,6 +477,30 @@ def _drops(part: nn.Module) -> bool:
     """Whether a layer draws random numbers in train mode. Attention and recurrent layers hold their share as `dropout`, as do most that call it by function."""
     share = part.p if isinstance(part, _DROPOUTS) else getattr(part, "dropout", 0.0)
     return isinstance(share, (int, float)) and share > 0
+
+
+class _PlainCall:
+    """Stands for the autograd function of a reentrant checkpoint."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+_PLAIN = {"_checkpoint_hook": lambda frame: contextlib.nullcontext(), "CheckpointFunction": _PlainCall}
+
+
+@contextlib.contextmanager
+def _without_recomputation() -> Iterator[None]:
+    """torch.utils.checkpoint as a plain call: it runs parts of a model again in the backward pass, with the tensors that the module has by then, not with ours."""
+    held = {name: getattr(checkpoint, name) for name in _PLAIN if hasattr(checkpoint, name)}
+    for name in held:
+        setattr(checkpoint, name, _PLAIN[name])
+    try:
+        yield
+    finally:
+        for name, own in held.items():
+            setattr(checkpoint, name, own)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -922,12 +948,12 @@ class Objective:
 
         def build(place: slice) -> Product:
             rows = self.rows.take(place)
-            with twice_differentiable(recurrent=self.model.recurrent, linear=True):
+            with twice_differentiable(recurrent=self.model.recurrent) as kernels:
                 parts = leaves(self.model, w, moved)
                 outputs = self._forward(parts, rows)
                 bent = bend(outputs.detach().clone(), rows, place)
                 scaled = None if bent is None else lambda tangent: bent(tangent) / total
-                return sandwich_graph(outputs, tuple(parts[i] for i in moved), scaled)
+                return sandwich_graph(outputs, tuple(parts[i] for i in moved), scaled, kernels)
 
         return self._operator(w, moved, keep, build)
 

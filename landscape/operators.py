@@ -113,6 +113,8 @@ def lanczos(
 
     Raises LandscapeError when a product is not finite.
     """
+    if start.shape != (operator.dim,):
+        raise UsageError(f"a start vector has shape ({operator.dim},); got {tuple(start.shape)}.")
     held = 0 if against is None else len(against)
     limit = min(steps, operator.dim - held)
     if limit < 1:
@@ -135,9 +137,9 @@ def lanczos(
             more = torch.empty(min(step, limit - step), operator.dim, dtype=basis.dtype, device=basis.device)
             basis = torch.cat([basis, more])
         basis[step] = vector
-        image = _product(operator, vector, f"the product number {step + 1}")
+        image, size = _product(operator, vector, f"the product number {step + 1}")
         alpha = float(image @ vector)
-        scale = max(scale, _norm(image))
+        scale = max(scale, size)
         image = image - alpha * vector
         if step:
             image = image - betas[-1] * basis[step - 1]
@@ -153,14 +155,15 @@ def lanczos(
         vector = image / beta
 
 
-def _product(operator: SymmetricOperator, vector: Tensor, what: str) -> Tensor:
-    """A v on the vector's own device; LandscapeError where it is not finite."""
+def _product(operator: SymmetricOperator, vector: Tensor, what: str) -> tuple[Tensor, float]:
+    """A v on the vector's own device, and its norm; LandscapeError where it is not finite."""
     image = (operator @ vector.to(operator.device)).to(vector.device)
-    if not np.isfinite(_norm(image)):
+    size = _norm(image)
+    if not np.isfinite(size):
         raise LandscapeError(
             f"{what} is not finite: the point has NaN or infinite curvature. Check it with `landscape check`."
         )
-    return image
+    return image, size
 
 
 # Daniel, Gragg, Kaufman, Stewart 1976: a projection that leaves more than this of a vector's norm has left it orthogonal to rounding; else once more, and twice is enough
@@ -171,7 +174,7 @@ def _orthogonalise(vector: Tensor, *bases: Tensor) -> Tensor:
     for _ in range(2):
         before = _norm(vector)
         for basis in bases:
-            vector = vector - (basis @ vector) @ basis
+            vector = torch.addmv(vector, basis.T, basis @ vector, alpha=-1)
         if _norm(vector) > KEPT * before:
             break
     return vector
@@ -201,11 +204,12 @@ class Eigenpairs:
     bounds: np.ndarray  # (k,) error of each value: min(residual, residual^2 / gap), gap to the nearest other value seen; never less than eps |A|
     converged: np.ndarray  # (k,) bool
     products: int  # number of products with A
+    gap: float  # from the wanted values to the nearest other one seen, less its residual; infinite where there is none, not positive where they are not set apart
     missed: float  # chance that the random start vectors hid an eigenvalue that belongs to the wanted ones; 1 where that was not checked
 
 
 # rows of a basis are kept as long as they fit in this, the same on every machine so that answers do not depend on its memory; a restart costs products
-BASIS_BYTES = 256 * 2**20
+BASIS_BYTES = 512 * 2**20
 
 # least room for the process that looks for hidden eigenvalues; some five steps settle a neural network's matrix
 CHECK = 12
@@ -234,7 +238,7 @@ def eigenpairs(
     tolerance: 1e-4, since the error of a value is at most residual^2 / gap, far below what float32 products carry; never less than rounding.
     max_products: of all together; whoever hits it sees `converged` false.
     block: random start vectors. 1 needs fewest products; more see as many copies of a repeated eigenvalue from the beginning.
-    basis: most vectors (of d) held, at least k + block + 6. By default as many as fit in 256 MiB, and at least the larger of 2 k + 8 and 20.
+    basis: most vectors (of d) held, at least k + block + 6. By default as many as fit in 512 MiB, and at least the larger of 2 k + 8 and 20.
     start: rows (s, d), a warm start, such as the eigenvectors of a nearby matrix: no random vector is drawn but by the check.
     missed: 5%, one in twenty as everywhere; 1 leaves the check out.
     host: hold the basis in the memory of the CPU, where that of the device is short.
@@ -257,7 +261,7 @@ class Deflation:
     """
 
     values: np.ndarray  # (n,)
-    vectors: Tensor  # (n, d)
+    vectors: Tensor  # (n, d), where the search space holds its basis
     coupling: Tensor  # B (s, n)
     front: Tensor  # F (s, d) orthonormal rows outside the subspace: A U^T = U^T diag(values) + F^T B
     leak: float
@@ -355,6 +359,8 @@ class SearchSpace:
         if self.rows.numel() * self.rows.element_size() <= 2 * BASIS_BYTES:
             rows = rows.clone()
         converged = residuals <= max(self.bound, floor)
+        others = np.delete(np.arange(len(theta)), chosen)
+        apart = np.abs(theta[chosen][:, None] - theta[others]) - errors[others]
         return Eigenpairs(
             theta[chosen],
             rows.to(self.operator.device),
@@ -362,6 +368,7 @@ class SearchSpace:
             np.maximum(bounds, floor),
             converged,
             self.products,
+            float(apart.min(initial=np.inf)),
             self.missed,
         )
 
@@ -373,9 +380,9 @@ class SearchSpace:
         coupling = torch.from_numpy(self.coupling).to(rows)
         return Deflation(
             self.projected.diagonal().copy(),
-            rows.to(self.operator.device),
-            coupling.to(self.operator.device),
-            front.to(self.operator.device),
+            rows,
+            coupling,
+            front,
             leak,
         )
 
@@ -463,23 +470,22 @@ class SearchSpace:
     def _expand(self) -> None:
         """Multiply the first vector of the front."""
         n, s = self.size, self.front
-        image = _product(self.operator, self.rows[n], f"the product with vector {n + 1} of the basis")
+        image, size = _product(self.operator, self.rows[n], f"the product with vector {n + 1} of the basis")
         self.products += 1
-        self.largest = max(self.largest, _norm(image))
+        self.largest = max(self.largest, size)
         # the components along Q are known, most of them 0: with these out, one pass against all rows does, unless it takes much away
         parts = np.zeros(n + s)
         parts[:n] = self.coupling[0]
-        (along,) = np.nonzero(parts)
         parts[n] = float(image @ self.rows[n])
-        along = np.append(along, n)
-        image = image - torch.from_numpy(parts[along]).to(image) @ self.rows[torch.from_numpy(along)]
+        for place in np.flatnonzero(parts):
+            image = torch.add(image, self.rows[int(place)], alpha=-float(parts[place]))
+        beta = float(np.sqrt(max(size**2 - np.sum(parts**2), 0.0)))
         known = self.rows[: n + s]
         for _ in range(2):
-            before = _norm(image)
             inside = known @ image
-            image = image - inside @ known
+            image = torch.addmv(image, known.T, inside, alpha=-1)
             parts += inside.double().cpu().numpy()
-            beta = _norm(image)
+            before, beta = beta, _norm(image)
             if beta > KEPT * before:
                 break
         if beta <= ROUNDING * torch.finfo(self.rows.dtype).eps * self.largest or n + s == self.operator.dim:
@@ -613,17 +619,24 @@ def quadrature(
     steps: int,
     generators: Sequence[torch.Generator],
     against: Tensor | None = None,
+    storage: Tensor | None = None,
 ) -> Quadrature:
     """Run `steps` (m) Lanczos steps from each of `probes` (P) Gaussian vectors, one generator a probe.
 
     against: orthonormal eigenvectors (c, d), counted elsewhere: the probes and their measures are of the complement's d - c dimensions.
+    storage: as for `lanczos`, on the device of `against`.
     """
     held = 0 if against is None else len(against)
+    if storage is None:
+        device = operator.device if against is None else against.device
+        storage = torch.empty(min(steps, operator.dim - held), operator.dim, dtype=operator.dtype, device=device)
     nodes = np.full((probes, min(steps, operator.dim - held)), np.nan)
     weights = np.zeros_like(nodes)
     products = 0
     for index in range(probes):
-        (state,) = deque(lanczos(operator, normal(operator, generators[index]), steps, against=against), maxlen=1)
+        (state,) = deque(
+            lanczos(operator, normal(operator, generators[index]), steps, against=against, storage=storage), maxlen=1
+        )
         products += len(state.alphas)
         theta, omega = state.quadrature()
         nodes[index, : len(theta)], weights[index, : len(theta)] = theta, omega

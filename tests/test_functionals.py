@@ -1,6 +1,7 @@
 """Numbers of a whole spectrum against dense eigenvalues: moments, traces, diagonals, determinants, quadratic forms, and whether the stated errors are honest."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -117,7 +118,7 @@ def test_determinants_and_effective_dimensions_are_right_within_their_errors(nam
         (found.effective_dimension(shift), np.trace(matrix @ np.linalg.inv(matrix + shift * np.eye(300)))),
     ):
         assert abs(got.value - truth) <= 5 * got.error + 1.5 * found.leak
-        assert got.error < 0.1 * abs(truth)
+        assert got.error < 0.13 * abs(truth)
 
 
 def test_the_limits_of_the_effective_dimension():
@@ -172,16 +173,14 @@ def test_the_estimated_distance_is_conservative_and_within_a_factor_of_four():
         order = np.argsort(points)
         # sum over the sorted eigenvalues of the mean |lambda_i - quantile| on [(i - 1)/d, i/d], on a fine grid of masses
         levels = (np.arange(300 * 50) + 0.5) / (300 * 50)
-        quantiles = points[order][
-            np.searchsorted(np.cumsum(masses[order]), levels).clip(max=len(points) - 1)
-        ]
+        quantiles = points[order][np.searchsorted(np.cumsum(masses[order]), levels).clip(max=len(points) - 1)]
         truth = np.abs(quantiles - np.repeat(np.sort(values), 50)).mean()
         # each jump of the quantiles is off by at most one cell of the grid
         assert found.distance(values) == pytest.approx(truth, rel=0.02, abs=3e-3)
         ratios.append(found.error() * found.average(np.abs).value / found.distance(values))
     assert min(ratios) >= 0.5, sorted(ratios)[:3]
     assert 1 <= np.median(ratios) <= 4
-    assert max(ratios) <= 8
+    assert max(ratios) <= 4
 
 
 def test_a_space_that_is_counted_leaks_no_more_than_is_said():
@@ -197,6 +196,21 @@ def test_a_space_that_is_counted_leaks_no_more_than_is_said():
         found = Measure(80, held.values, inner[None], np.full((1, 80 - size), 1 / (80 - size)), held.leak, 0)
         assert found.distance(values) <= held.leak / 80 + ROUNDING
         assert found.moment(1).value == pytest.approx(values.mean(), rel=1e-10)
+
+
+@pytest.mark.parametrize(("nodes", "truth"), [([1.0, 3.0], 0.5), ([1.0, 3.0, 1.0, 3.0], 12**-0.5)])
+def test_the_estimated_distance_holds_the_standard_error_over_probes(nodes, truth):
+    """Rules of one node at 1 or 3: the distribution functions are 0 or 1 between, of standard error 1/2 for two and 1/sqrt(12) for four, over a length and a mean of 2."""
+    rules = Measure(10, np.empty(0), np.array(nodes)[:, None], np.ones((len(nodes), 1)), 0.0, 0)
+    assert rules.error() == pytest.approx(truth)
+
+
+def test_the_leak_is_a_part_of_the_estimated_distance():
+    """Two equal rules of one node have neither a spread nor a coarser rule: what is left is leak / d over the mean |eigenvalue|, here 3."""
+    exact = Measure(10, np.full(4, 3.0), np.full((2, 1), 3.0), np.ones((2, 1)), 0.0, 0)
+    leaking = replace(exact, leak=1.5)
+    assert exact.error() == 0
+    assert leaking.error() == pytest.approx(1.5 / 10 / 3)
 
 
 @pytest.mark.parametrize("spectrum", [bulk(70), np.zeros(70), np.repeat([1.0, -2.0], 35), np.ones(1)])
@@ -343,7 +357,7 @@ def test_traces_are_unbiased_and_their_errors_honest(name, method):
 
 def test_the_variance_of_random_signs():
     """2 (|H|_F^2 - sum H_ii^2): the stated error of 400 probes is good to 5 / sqrt(800)."""
-    matrix = planted(bulk(60))
+    matrix = planted(bulk(500))
     found = trace(operator(matrix), method="hutchinson", accuracy=1e-12, max_products=400)
     truth = math.sqrt(2 * ((matrix**2).sum() - (np.diag(matrix) ** 2).sum()) / 400)
     assert abs(found.error / truth - 1) < 5 / math.sqrt(800)
@@ -352,16 +366,23 @@ def test_the_variance_of_random_signs():
 
 def test_deflation_leaves_the_variance_of_the_complement_only():
     """2 (|PAP|_F^2 - sum (PAP)_ii^2) with P the projection off the space."""
-    matrix = planted(outliers(100))
+    matrix = planted(outliers(500))
     space = spaced(matrix, 3)
     space.grow(20)
     basis = space.deflation().vectors.numpy()
-    p = np.eye(100) - basis.T @ basis
+    p = np.eye(500) - basis.T @ basis
     rest = p @ matrix @ p
     found = trace(operator(matrix), space=space, accuracy=1e-12, max_products=400)
     truth = math.sqrt(2 * ((rest**2).sum() - (np.diag(rest) ** 2).sum()) / 400)
     assert abs(found.error / truth - 1) < 5 / math.sqrt(800)
     assert abs(found.value - np.trace(matrix)) < 4 * found.error
+
+
+def test_a_trace_that_takes_as_many_samples_as_dimensions_is_taken_from_the_matrix():
+    matrix = planted(bulk(60))
+    found = trace(operator(matrix), method="hutchinson", accuracy=1e-12, max_products=400)
+    assert (found.error, found.products) == (0.0, 68)
+    close(found.value, np.trace(matrix))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -378,7 +399,7 @@ def test_a_trace_stops_at_its_accuracy_or_its_products(method):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("spectrum", [np.zeros(40), np.r_[5.0, np.zeros(39)], np.r_[3.0, -1.0, np.zeros(198)]])
 def test_matrices_of_low_rank_have_their_trace(method, spectrum):
-    found = trace(operator(planted(spectrum)), method=method, accuracy=0.02, max_products=4000)
+    found = trace(operator(planted(spectrum)), method=method, accuracy=0.02, max_products=600)
     assert abs(found.value - spectrum.sum()) <= 4 * found.error + 1e-10
     if method != "hutchinson":
         close(found.value, spectrum.sum(), 1e-10)
@@ -438,6 +459,17 @@ def test_a_space_that_is_invariant_leaves_the_diagonal_without_error():
     found = diagonal(operator(matrix), probes=4, space=space)
     close(found.values, np.diag(matrix), ROUNDING)
     close(found.errors, np.zeros(60), ROUNDING)
+
+
+def test_what_couples_a_space_to_its_front_is_counted():
+    """A = u b^T + b u^T with u and b orthonormal and u counted: the rest and T are 0, and the diagonal 2 u b is all coupling."""
+    u, b = np.linalg.qr(draw(40, 2).numpy())[0].T
+    matrix = np.outer(u, b) + np.outer(b, u)
+    space = spaced(matrix, 1, start=torch.from_numpy(u.copy())[None])
+    space.grow(1)
+    found = diagonal(operator(matrix), probes=3, space=space)
+    close(found.values, 2 * u * b, ROUNDING)
+    close(found.errors, np.zeros(40), ROUNDING)
 
 
 def test_as_many_probes_as_dimensions_give_the_diagonal_exactly():

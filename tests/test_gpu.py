@@ -6,8 +6,9 @@ import pytest
 import torch
 from problems import F64, MODULES, close, draw, module, objective
 
+from landscape.analysis.spectra import spectrum
 from landscape.descent import Recipe, Start, descend
-from landscape.objectives import Rows
+from landscape.objectives import CURVATURES, Rows
 from landscape.operators import SymmetricOperator, eigenpairs, lanczos
 from landscape.seeds import generator
 from landscape.subspaces import BASES, coordinates
@@ -112,6 +113,32 @@ def test_lanczos_runs_on_the_device(dtype):
     close(state.basis @ state.basis.T, torch.eye(100), 1e3 * eps)
     pairs = eigenpairs(a, 4, generator=generator(0, "x"), which="magnitude", tolerance=1e-5)
     close(pairs.values, [5.0, 3.0, 3.0, -2.0], 5 * 1e-5)
+
+
+def test_a_basis_on_the_host_gives_the_pairs_of_one_on_the_device():
+    values = torch.cat([torch.tensor([5.0, 3.0, 3.0, -2.0]), torch.linspace(0, 1, 496)]).to(DEVICE, F64)
+    a = SymmetricOperator(500, lambda v: values * v, F64, torch.device(DEVICE))
+    here, there = (
+        eigenpairs(a, 4, generator=generator(0, "x"), which="magnitude", basis=24, host=host) for host in (False, True)
+    )
+    assert there.vectors.device.type == DEVICE
+    close(there.values, here.values, 1e-4 * 5)
+
+
+@kinds
+@pytest.mark.parametrize("matrix", CURVATURES)
+@pytest.mark.parametrize("name", ["mlp", "conv-batchnorm", "attention"])
+def test_every_matrix_of_curvature_is_that_of_the_cpu(name, matrix, dtype, tolerance):
+    f, g, z = pair(name, dtype)
+    v = draw(f.dim, seed=1)
+    close(g.curvature(z.to(DEVICE, dtype), matrix) @ v.to(DEVICE, dtype), f.curvature(z, matrix) @ v, tolerance)
+
+
+def test_a_density_is_that_of_the_cpu():
+    f, g, z = pair("mlp", F64)
+    here, there = (spectrum(h, z.to(h.device), top=3, density=True) for h in (f, g))
+    close(there.values, here.values, 1e-4 * float(here.values[0]))
+    close(there.trace, here.trace, 1e-8)
 
 
 @pytest.mark.parametrize("basis", BASES)

@@ -28,10 +28,12 @@ from problems import (
     slopes,
 )
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from landscape import curvature
-from landscape.curvature import _batch_norm
+from landscape.curvature import Kernels, _batch_norm, _weight_norm
 from landscape.descent import Recipe, descend
 from landscape.errors import LandscapeError, UsageError
 from landscape.objectives import CURVATURES, Loss, Objective, Rows, require_finite
@@ -156,9 +158,10 @@ def test_a_softmax_net_has_negative_curvature_that_gauss_newton_drops():
 def test_batch_norm_by_running_statistics_is_its_affine_map(affine, shape):
     x, mean, var = draw(*shape), draw(3, seed=1), 0.1 + draw(3, seed=2).abs()
     weight, bias = (draw(3, seed=3), draw(3, seed=4)) if affine else (None, None)
-    close(_batch_norm(False, x, mean, var, weight, bias), functional.batch_norm(x, mean, var, weight, bias), ROUNDING)
+    own = Kernels()
+    close(_batch_norm(own, x, mean, var, weight, bias), functional.batch_norm(x, mean, var, weight, bias), ROUNDING)
     close(
-        _batch_norm(False, x, None, None, weight, bias, True),
+        _batch_norm(own, x, None, None, weight, bias, True),
         functional.batch_norm(x, None, None, weight, bias, True),
         0,
     )
@@ -986,7 +989,8 @@ def test_draws_depend_on_the_seed_and_a_further_sample_shifts_none():
 
 
 def test_a_second_library_has_the_same_matrices():
-    curvlinops = pytest.importorskip("curvlinops")
+    import curvlinops  # its import takes seconds
+
     for name in ("mlp", "mlp-mse", "conv-batchnorm"):
         f, z = objective(name, chunk=5)
         net = f.module(z)
@@ -1050,6 +1054,153 @@ def test_every_layer_has_slopes_of_its_gradients_as_hessian(name):
     jacobian, p = slopes(f.outputs, z).numpy(), torch.softmax(f.outputs(z), 1).numpy()
     bend = p[:, :, None] * np.eye(3) - p[:, :, None] * p[:, None, :]
     close(f.gauss_newton(z).dense(), np.einsum("dik,ikl,eil->de", jacobian, bend, jacobian) / 7, 100 * DIFFERENCES)
+
+
+class By(nn.Module):
+    """A body and a linear map, put together by a function of (body, out, x)."""
+
+    def __init__(self, join, body, wide=2, outputs=3):
+        super().__init__()
+        self.join, self.body, self.out = join, body, nn.Linear(wide, outputs)
+
+    def forward(self, x):
+        return self.join(self.body, self.out, x)
+
+
+class Sign(nn.Module):
+    def forward(self, x):
+        return torch.sign(x)
+
+
+def forces(body, out, x):
+    """-dE/dx of an energy, summed over positions: what a model of molecules answers."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(out(torch.tanh(body(x)).mean(2)).sin().sum(), x, create_graph=True)
+    return -slope.sum(2)
+
+
+def steep(body, out, x):
+    """A value times a function of its squared slope."""
+    return out(torch.tanh(body(x)).mean(2)) * (1 + 100 * (forces(body, out, x) ** 2).sum(1, keepdim=True))
+
+
+def one_by_one(body, out, x):
+    return torch.func.vmap(lambda row: out(torch.tanh(body(row.unsqueeze(0))).mean(2))[0])(x)
+
+
+def slopes_one_by_one(body, out, x):
+    energy = torch.func.grad(lambda row: out(torch.tanh(body(row.unsqueeze(0))).mean(2)).sin().sum())
+    return torch.func.vmap(energy)(x).sum(2)
+
+
+def tangents(body, out, x):
+    energy = lambda x: out(torch.tanh(body(x)).mean(2))  # noqa: E731
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(energy(forward_ad.make_dual(x, torch.ones_like(x)))).tangent
+
+
+def plain(body, out, x):
+    return out(torch.tanh(body(x)).flatten(2).mean(2))
+
+
+def recomputed(reentrant):
+    def join(body, out, x):
+        inner = lambda x: torch.tanh(checkpoint(body, x, use_reentrant=reentrant))  # noqa: E731
+        return out(torch.tanh(checkpoint(inner, x, use_reentrant=reentrant)).mean(2))
+
+    return join
+
+
+def convolution(norm=False):
+    conv = nn.Conv1d(3, 2, 3)
+    return nn.Sequential(conv, nn.BatchNorm1d(2)) if norm else conv
+
+
+def weighted(layer, dim):
+    return nn.utils.parametrizations.weight_norm(layer, dim=dim)
+
+
+# name -> (model, shape of one row): models that meet torch's own transforms or torch's own faults on their way
+WAYS = {
+    "forces": (lambda: By(forces, convolution(), outputs=1), (3, 4)),
+    "forces, normalised": (lambda: By(forces, convolution(norm=True), outputs=1), (3, 4)),
+    "steep": (lambda: By(steep, convolution(norm=True)), (3, 4)),
+    "vmap": (lambda: By(one_by_one, convolution(norm=True)), (3, 4)),
+    "vmap of relu": (lambda: By(one_by_one, nn.Sequential(convolution(), nn.ReLU())), (3, 4)),
+    "vmap of grad": (lambda: By(slopes_one_by_one, convolution(norm=True)), (3, 4)),
+    "forward mode": (lambda: By(tangents, convolution(norm=True)), (3, 4)),
+    "weight norm": (lambda: By(plain, weighted(nn.Conv2d(2, 2, 2), 0)), (2, 3, 3)),
+    "weight norm by inputs": (lambda: By(plain, weighted(nn.Conv2d(2, 2, 2), 1)), (2, 3, 3)),
+    "checkpoint": (lambda: By(recomputed(False), convolution(norm=True)), (3, 4)),
+    "reentrant checkpoint": (lambda: By(recomputed(True), convolution(norm=True)), (3, 4)),
+}
+
+
+def way(name, n=7):
+    make, shape = WAYS[name]
+    torch.manual_seed(0)
+    made = filled(make()).eval()
+    return Objective.of(made, "cross-entropy", Rows(draw(n, *shape), torch.arange(n) % 3), dtype=F64, chunk=4)
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_whatever_a_model_does_on_its_way_its_derivatives_are_differences(name):
+    f, z = way(name)
+    close(f.gradient(z), slopes(f, z), DIFFERENCES)
+    dense = f.hessian(z).dense()
+    close(dense, dense.T, ROUNDING)
+    close(dense, slopes(f.gradient, z), DIFFERENCES)
+    jacobian, p = slopes(f.outputs, z).numpy(), torch.softmax(f.outputs(z), 1).numpy()
+    bend = p[:, :, None] * np.eye(3) - p[:, :, None] * p[:, None, :]
+    truth = np.einsum("dik,ikl,eil->de", jacobian, bend, jacobian) / 7
+    assert np.abs(truth).max() > 1e-3  # else a zero would pass
+    close(f.gauss_newton(z).dense(), truth, DIFFERENCES)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_outputs_that_do_not_vary_have_no_curvature(layers):
+    made = nn.Sequential(*(nn.Linear(3, 3) for _ in range(layers)), Sign())
+    f, z = Objective.of(made, "cross-entropy", Rows(draw(5, 3), torch.arange(5) % 3))
+    for matrix in CURVATURES:
+        assert torch.equal(f.curvature(z, matrix).dense(), torch.zeros(len(z), len(z)))
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2, -1])
+def test_weight_norm_is_torchs_own_for_every_axis(dim):
+    v = draw(3, 2, 4)
+    close(_weight_norm(v, 2 * torch.norm_except_dim(v, 2, dim), dim), 2 * v, ROUNDING)
+    g = draw(*torch.norm_except_dim(v, 2, dim).shape, 1, seed=1)[..., 0]
+    close(_weight_norm(v, g, dim), torch._weight_norm(v, g, dim), ROUNDING)
+
+
+def test_a_checkpointed_part_that_does_not_move_has_this_point_not_that_of_the_module():
+    """Nothing of it that is saved shows, so torch does not see that other tensors are there when it is recomputed."""
+    whole = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4))
+    join = lambda body, out, x: out(torch.tanh(checkpoint(lambda x: body[1](x).sin(), body[0](x), use_reentrant=False)))  # noqa: E731
+    f, z = Objective.of(By(join, whole, 4), "cross-entropy", Rows(draw(7, 3), torch.arange(7) % 3), dtype=F64)
+    z = z + draw(len(z))
+    first = torch.arange(len(z)) < 12  # the weight of body[0]
+    part = f.restrict(coordinates(z, first))
+    close(part.gradient(z[first]), slopes(f, z)[first], DIFFERENCES)
+    close(part.hessian(z[first]).dense(), slopes(part.gradient, z[first]), DIFFERENCES)
+
+
+def test_a_graph_that_cannot_be_measured_is_built_anew_and_says_so():
+    f, z = way("vmap of grad")
+    fresh, kept = f.hessian(z), f.hessian(z, keep=True)
+    assert ["torch.func" in note for note in fresh.notes] == [True] and not kept.notes
+    close(fresh.dense(), kept.dense(), ROUNDING)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_of_the_user_are_as_they_were_after_a_pass(reentrant):
+    calls = []
+    f, z = way("reentrant checkpoint" if reentrant else "checkpoint")
+    f.gradient(z)
+    x = draw(2, 3).requires_grad_()
+    checkpoint(lambda x: calls.append(0) or torch.tanh(x), x, use_reentrant=reentrant).sum().backward()
+    assert len(calls) == 2  # once forward, once more in the backward pass
 
 
 def test_a_model_that_views_its_images_row_by_row_is_taken_as_it_is():
