@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 Ends = Literal["largest", "both"]
 
 REFERENCE_BYTES = 2**30  # reference spaces held for the overlaps
+REFERENCES = 200  # most of them: more than a picture shows, and the overlaps of a long run stay linear in its length
+STEADY = 0.9  # overlap with the step before, below which a warm start is searched at once
 CONFIRMED = 10  # each so many steps a warm start is searched for hidden eigenvalues: some five products, so half a product a step
 RANDOM = 1.0  # size of the random vector in a warm start beside the known part: 0.2 products a step dearer than 0.1; 3.0 is 1.0 dearer
 MISSED = 0.05  # chance to miss, of a search: that of `landscape.operators.eigenpairs`
@@ -181,7 +183,7 @@ class Sharpness(Result):
     """The top of the curvature at T steps of a descent. Numbers of a step that has none (a point that is not finite) are NaN."""
 
     operator: str
-    which: str  # `largest`, or `both` ends of the spectrum, the largest first and then in turn
+    which: str  # `largest`, or `both` ends of the spectrum, the high ones from the top down, then the low ones from the bottom up
     dim: int  # d
     rows: int
     tolerance: float  # on residuals, relative to the largest |eigenvalue|
@@ -250,7 +252,7 @@ class Sharpness(Result):
             listed = "The largest eigenvalue"
         text = (
             f"{listed} of the {NAMES[self.operator]} of the mean loss over {self.rows:,} rows, at {len(self.steps):,} recorded points ({self.dim:,} dimensions); the largest is the sharpness. "
-            f"Residuals are at most {_worst(self.residuals)}, and errors as they bound them at most {_worst(self.bounds)}; each search for hidden values, at every {CONFIRMED}th step of warm starts, "
+            f"Residuals are at most {_worst(self.residuals)}, and errors as they bound them at most {_worst(self.bounds)}; each search for hidden values, at every {CONFIRMED}th step of warm starts and where the space turns, "
             f"misses one with a chance of {100 * MISSED:.0f}%, and then the next lower one is listed. {self.remark} "
             f"Gradient: the part of the squared gradient over all rows that lies in the space of {'this direction' if k == 1 else f'these {k} directions'}; {k / self.dim:.2g} of it would by chance. "
         )
@@ -522,7 +524,7 @@ def sharpness(
     f: the objective of all stations but for their buffers.
     tolerance: 1e-2, since a value's error is about residual^2 / gap, 1e-4 of it where it stands apart: below a line's width. The bounds stand in the answer.
     trace_accuracy: relative standard error of the trace; None leaves it out.
-    warm: start from the eigenvectors of the station before, and search for hidden eigenvalues at the first station, each tenth and the last; else every station by itself.
+    warm: start from the eigenvectors of the station before, and search for hidden eigenvalues at the first station, each tenth, the last, and where the space has turned; else every station by itself.
     method: how the run stepped, for its edge of stability.
 
     Raises UsageError for options out of range and where there is no station or their steps do not increase. A point with NaN or infinite entries, loss or gradient is left out and told.
@@ -611,7 +613,9 @@ class _Course:
     def __post_init__(self) -> None:
         if self.k < 1:
             raise UsageError(f"asked for {self.k} eigenvalues; at least 1 is needed.")
-        self.spaces = _Spaces(REFERENCE_BYTES // (self.k * self.f.dim * torch.finfo(self.f.dtype).bits // 8))
+        self.spaces = _Spaces(
+            REFERENCES, REFERENCE_BYTES // (self.k * self.f.dim * torch.finfo(self.f.dtype).bits // 8)
+        )
 
     def add(self, station: Station, *, last: bool) -> None:
         """Measure at a station."""
@@ -673,11 +677,13 @@ class _Course:
         start = _unit(self._before.sum(0)) + RANDOM * _unit(normal(matrix, draws))
         space = SearchSpace(matrix, self.k, generator=draws, which=self.which, start=start[None])
         before = converge(space, 1.0)
-        if searched:
+        # where the space has turned, its vectors were no good start, and what they hid may have come up
+        turned = _overlap(before.vectors, self._before) < STEADY
+        if searched or turned:
             after = converge(space, MISSED)
             # each value has an eigenvalue within its residual
             allowed = float((before.residuals + after.residuals).max())
-            if np.any(np.abs(before.values - after.values) > allowed):
+            if searched and np.any(np.abs(before.values - after.values) > allowed):
                 self.overtaken.append((self._searched, step))
         return space
 
@@ -732,8 +738,8 @@ class _Spaces:
     How many steps come is not known beforehand: every one is a reference until the room is full, then every second is let go, and so on.
     """
 
-    def __init__(self, room: int) -> None:
-        self._room = max(room, 1)
+    def __init__(self, most: int, room: int) -> None:
+        self._room = max(min(most, room), 1)
         self._stride = 1
         self._seen = 0
         self._indices: list[int] = []

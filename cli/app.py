@@ -60,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LandscapeError as error:
         return _complain(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _complain("interrupted. What was committed is kept; the same command goes on from there.", 130)
+        return _complain(
+            "interrupted. What was committed is kept, and a training goes on from there with the same command.", 130
+        )
     except BrokenPipeError:
         # the reader (head, less) has what it wanted: end quietly, and keep Python from flushing into the closed pipe again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -162,7 +162,7 @@ def spectrum(
             {**one_point, "--which": which != "largest", "--samples": samples != 1},
             "has no part in --layers, each layer's largest eigenvalues and trace",
         )
-        chosen |= {"params": params or "*"}
+        chosen |= {"params": "*" if params is None else params}
         if accuracy is not None:
             chosen["accuracy"] = _positive("--accuracy", accuracy)
 
@@ -186,7 +186,7 @@ def spectrum(
         chosen["accuracy"] = None if accuracy is None else _positive("--accuracy", accuracy)
     elif not (accuracy is None and counted is None and probes is None and lanczos_steps is None):
         raise UsageError("--accuracy, --counted, --probes and --lanczos-steps are of a density: add --density.")
-    asked = {**about, **chosen, **_asked(options, common)} | ({"params": params} if params else {})
+    asked = {**about, **chosen, **_asked(options, common)} | ({} if params is None else {"params": params})
 
     def compute_spectrum() -> Result:
         from landscape.analysis.spectra import spectrum as measure

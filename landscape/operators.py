@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from scipy.linalg import eigh_tridiagonal
 from scipy.special import ndtr
 from torch import Tensor
 
-from landscape.errors import LandscapeError, UsageError
+from landscape.errors import LandscapeError, UsageError, unknown
 
 Which = Literal["largest", "smallest", "both", "magnitude"]
 
@@ -286,6 +286,8 @@ class SearchSpace:
         start: Tensor | None = None,
         host: bool = False,
     ) -> None:
+        if which not in get_args(Which):
+            raise unknown("end of the spectrum", which, get_args(Which))
         if count < 1:
             raise UsageError(f"asked for {count} eigenpairs; at least 1 is needed.")
         if block < 1:
@@ -321,6 +323,8 @@ class SearchSpace:
 
     def converge(self, *, tolerance: float = 1e-4, max_products: int = 500, missed: float = 0.05) -> None:
         """Grow until the wanted pairs have converged and none is hidden; see `eigenpairs`."""
+        if not 0 < tolerance < np.inf:
+            raise UsageError(f"the tolerance must be positive and finite; got {tolerance}.")
         if not 0 < missed <= 1:
             raise UsageError(f"the chance of a missed eigenvalue must be in (0, 1]; got {missed}.")
         if max_products < self.count:
@@ -591,7 +595,7 @@ def _chance(state: Krylov, edge: float, size: float) -> float:
 
 
 def _select(values: np.ndarray, count: int, which: Which) -> np.ndarray:
-    """Indices (k,) of the wanted among ascending values; `both` interleaves the ends, largest first."""
+    """Indices (k,) of the wanted among ascending values; `both` gives the high ones from the top down, then the low ones from the bottom up."""
     n = len(values)
     if which == "largest":
         return np.arange(n - 1, n - 1 - count, -1)

@@ -543,7 +543,11 @@ def test_an_interrupt_is_exit_130_and_the_same_command_goes_on(
 
     with monkeypatch.context() as broken:
         broken.setattr(recordings, "descend", interrupted)
-        shell.refused(130, *train, says="interrupted. What was committed is kept; the same command goes on from there.")
+        shell.refused(
+            130,
+            *train,
+            says="interrupted. What was committed is kept, and a training goes on from there with the same command.",
+        )
     signal.signal(signal.SIGINT, before)
     one = Run(Path("x"))
     assert one.record()["state"] == "interrupted"
