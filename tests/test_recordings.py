@@ -264,7 +264,7 @@ def test_an_interrupted_run_says_so_and_goes_on(helper: Helper, problem: str, tm
     wait_for_commits(run, 2, child)
     os.kill(child, getattr(signal, name))
     assert helper.end() == 130, helper.errors.read_text()
-    assert "interrupted. What was committed is kept; the same command goes on" in helper.errors.read_text()
+    assert "interrupted. What was committed is kept, and a training goes on" in helper.errors.read_text()
     assert run.record()["state"] == "interrupted"
     committed = rows_of(run)
     assert 0 < len(committed) < 151
