@@ -252,17 +252,26 @@ def _saved() -> Iterator[dict[int, int]]:
         yield storages
 
 
+GROUP = Path("/sys/fs/cgroup")  # of this container, where it has one
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that can be had: of the device, or of the machine (page cache counted as free, a container's limit heeded)."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # what torch holds and does not use is free to it
+        return (
+            torch.cuda.mem_get_info(device)[0]
+            + torch.cuda.memory_reserved(device)
+            - torch.cuda.memory_allocated(device)
+        )
     found = []
     with contextlib.suppress(OSError, ValueError, StopIteration):
         line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:"))
         found.append(int(line.split()[1]) * 1024)
     with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
-        group = Path("/sys/fs/cgroup")
-        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+        limit, used = (int((GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        counts = dict(line.split() for line in (GROUP / "memory.stat").read_text().splitlines())
+        found.append(limit - used + int(counts.get("inactive_file", 0)))
     if not found:  # no Linux: half of what the machine has
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
     return max(min(found), 0)

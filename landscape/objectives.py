@@ -510,6 +510,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def _skeletons(module: nn.Module, device: torch.device, dtype: torch.dtype) -> dict[str, nn.Module]:
     """Private copies by mode, which share one set of tensors: these are replaced in every call, and never read."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UsageError(
+            "the model is compiled by TorchScript, which cannot be evaluated at other parameters: give the module that it was made from."
+        )
     if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise UsageError("the model is wrapped for parallel training: give the model inside (`model.module`).")
     try:

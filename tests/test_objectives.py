@@ -789,7 +789,13 @@ def test_what_has_no_real_landscape_is_refused_by_name():
     data = Rows(torch.randn(9, 4), torch.arange(9) % 3)
     with torch.device("meta"):
         empty = nn.Linear(4, 3)
-    for refused, message in ((Complex(), "twisted"), (empty, "meta"), (nn.DataParallel(nn.Linear(4, 3)), "parallel")):
+    scripted = torch.jit.trace(nn.Linear(4, 3), torch.ones(1, 4))
+    for refused, message in (
+        (scripted, "TorchScript"),
+        (Complex(), "twisted"),
+        (empty, "meta"),
+        (nn.DataParallel(nn.Linear(4, 3)), "parallel"),
+    ):
         with pytest.raises(UsageError, match=message):
             Objective.of(refused, "cross-entropy", data)
 
@@ -1472,3 +1478,13 @@ def test_the_module_of_a_restriction_stands_at_the_lifted_point():
     g, z = f.restrict(segment(w, w + 1)), torch.tensor([0.3], dtype=F64)
     with torch.no_grad():
         close(g.module(z)(f.rows.inputs), f.outputs(w + 0.3), ROUNDING)
+
+
+def test_the_page_cache_of_a_container_is_free(monkeypatch, tmp_path):
+    monkeypatch.setattr(curvature, "GROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("3000000\n")
+    (tmp_path / "memory.current").write_text("2900000\n")
+    (tmp_path / "memory.stat").write_text("anon 400000\ninactive_file 2000000\nactive_file 500000\n")
+    assert curvature.free_memory(torch.device("cpu")) == 2_100_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert curvature.free_memory(torch.device("cpu")) > 2_100_000
