@@ -62,7 +62,7 @@ def house() -> Iterator[None]:
 
 
 def sheet(result: Result) -> Sheet:
-    """All panels of a result side by side, two rows of them beyond three. Call inside `house()`."""
+    """All panels of a result side by side, two a row: a page shows no more at a legible size. Call inside `house()`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Sheet
 
@@ -72,8 +72,8 @@ def sheet(result: Result) -> Sheet:
             f"the answer of kind {result.kind!r} is a table and has no picture. Read it in the report, or with --json."
         )
     width, height = PANEL_INCHES
-    rows = 1 if len(panels) <= 3 else 2
-    columns = math.ceil(len(panels) / rows)
+    columns = min(len(panels), 2)
+    rows = math.ceil(len(panels) / columns)
     figure = Sheet(figsize=(width * columns, height * rows), layout="constrained")
     FigureCanvasAgg(figure)
     places = list(figure.subplots(rows, columns, squeeze=False).flat)
