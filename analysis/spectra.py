@@ -490,14 +490,14 @@ def _density(found: Measure, known: np.ndarray, precision: float) -> dict[str, A
     zero = max(precision * size, float(np.finfo(float).tiny))  # of a zero matrix no eigenvalue has a sign
     width = max(high - low, 1e-12 * max(size, 1.0)) * FINEST
     grid = np.linspace(low - 5 * width, high + 5 * width, 2001)
-    mean, error = _curve(found, grid, width, lambda x: x)
+    mean, error = curve(found, grid, width, lambda x: x)
     decades = np.linspace(np.log10(zero), np.log10(size) + 0.3, 601) if size > 0 else _EMPTY
     parts: dict[str, np.ndarray] = {}
     for name, sign in (("positive", 1), ("negative", -1)):
         # eigenvalues of the other sign, and those of none, are put below the axis
         bent = [_EMPTY, _EMPTY]
         if size > 0:
-            bent = list(_curve(found, decades, FINEST_DECADE, _decade(sign, zero)))
+            bent = list(curve(found, decades, FINEST_DECADE, decade(sign, zero)))
         parts |= {f"{name}_density": bent[0], f"{name}_density_error": bent[1]}
     whole, square = found.trace(), found.moment(2)
     below, above = found.share(-np.inf, -zero), found.share(zero, np.inf)
@@ -528,7 +528,9 @@ def _density(found: Measure, known: np.ndarray, precision: float) -> dict[str, A
     }
 
 
-def _decade(sign: int, zero: float) -> Any:
+def decade(sign: int, zero: float) -> Any:
+    """The coordinate log10 |lambda| of eigenvalues of one sign beyond `zero`; NaN of the others."""
+
     def transform(x: np.ndarray) -> np.ndarray:
         seen = sign * x > zero
         return np.where(seen, np.log10(np.where(seen, np.abs(x), 1.0)), np.nan)
@@ -536,7 +538,7 @@ def _decade(sign: int, zero: float) -> Any:
     return transform
 
 
-def _curve(found: Measure, grid: np.ndarray, width: float, transform: Any) -> tuple[np.ndarray, np.ndarray]:
+def curve(found: Measure, grid: np.ndarray, width: float, transform: Any) -> tuple[np.ndarray, np.ndarray]:
     """Mean over probes (G,), and its standard error, of the measure smoothed in the coordinate transform(lambda), NaN where a point has none.
 
     A node stands for the interval up to its neighbours, so its Gaussian is half as wide as their mean distance, at least `width`; that of a counted value is as wide as `width`.

@@ -28,8 +28,9 @@ Gur-Ari, Roberts, Dyer 2018, "Gradient descent happens in a tiny subspace" (shar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -37,13 +38,14 @@ import torch
 from torch import Tensor
 
 from landscape import functionals
-from landscape.analysis.spectra import NAMES, asymmetry
+from landscape.analysis.spectra import FINEST_DECADE, NAMES, asymmetry, curve, decade
 from landscape.errors import UsageError, unknown
 from landscape.objectives import CURVATURES, Buffers, Curvature, Objective, dtype_name
 from landscape.operators import Eigenpairs, SearchSpace, SymmetricOperator, normal
 from landscape.recordings import Site, named_buffers
 from landscape.results import Result
 from landscape.seeds import generator
+from landscape.subspaces import coordinates
 from landscape.trajectories import Trajectory
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ STEADY = 0.9  # overlap with the step before, below which a warm start is search
 CONFIRMED = 10  # each so many steps a warm start is searched for hidden eigenvalues: some five products, so half a product a step
 RANDOM = 1.0  # size of the random vector in a warm start beside the known part: 0.2 products a step dearer than 0.1; 3.0 is 1.0 dearer
 MISSED = 0.05  # chance to miss, of a search: that of `landscape.operators.eigenpairs`
+DECADES = 200  # places of a density's grid: a tenth of a decade or less in either precision
 LOOSE = 0.3  # sine of an angle between computed and true eigenspace that an overlap shows: it costs a tenth of it
 SPREAD = 30.0  # a page shows numbers further apart than this factor on a logarithmic axis
 
@@ -205,6 +208,13 @@ class Sharpness(Result):
     angles: np.ndarray  # (T,) bound on the sine between the computed and the true eigenspace, |residuals| / gap (Davis and Kahan 1970), at most 1
     lasting: np.ndarray  # (T,) overlap of the eigenspace with that of the measured step before; the first is NaN
     references: np.ndarray  # (R,) steps
+    params: str  # globs of the parameters that move; empty for all of them
+    decades: np.ndarray  # (G,) log10 |eigenvalue|; empty where no density was asked for, likewise below
+    positive_density: np.ndarray  # (T, G) share of eigenvalues per decade, those above zero
+    negative_density: np.ndarray  # (T, G) those below
+    accuracies: (
+        np.ndarray
+    )  # (T,) estimated Wasserstein-1 distance of each density to the true one, in units of the mean |eigenvalue|
     overlaps: np.ndarray  # (T, R) overlap of the eigenspaces of each step and each reference step. NaN before the reference where not every step is one
 
     @property
@@ -251,7 +261,7 @@ class Sharpness(Result):
         if k == 1:
             listed = "The largest eigenvalue"
         text = (
-            f"{listed} of the {NAMES[self.operator]} of the mean loss over {self.rows:,} rows, at {len(self.steps):,} recorded points ({self.dim:,} dimensions); the largest is the sharpness. "
+            f"{listed} of the {NAMES[self.operator]}{f' in the parameters {self.params}' if self.params else ''} of the mean loss over {self.rows:,} rows, at {len(self.steps):,} recorded points ({self.dim:,} dimensions); the largest is the sharpness. "
             f"Residuals are at most {_worst(self.residuals)}, and errors as they bound them at most {_worst(self.bounds)}; each search for hidden values, at every {CONFIRMED}th step of warm starts and where the space turns, "
             f"misses one with a chance of {100 * MISSED:.0f}%, and then the next lower one is listed. {self.remark} "
             f"Gradient: the part of the squared gradient over all rows that lies in the space of {'this direction' if k == 1 else f'these {k} directions'}; {k / self.dim:.2g} of it would by chance. "
@@ -266,6 +276,11 @@ class Sharpness(Result):
                 )
             if len(self.references) < len(self.steps):
                 text += f" It is drawn between {len(self.references)} reference steps; the step before is compared at every one."
+        if self.decades.size:
+            text += (
+                f"{'' if text.endswith(' ') else ' '}Densities: share of eigenvalues per decade of size, those below 100 eps of the largest left out; "
+                f"estimated distances to the true spectra (Wasserstein 1) at most {np.nanmax(self.accuracies, initial=0.0):.2g} of the mean |λ|. A bulk near zero is less sure than that: there columns differ by chance."
+            )
         if np.isfinite(self.traces).any():
             text += f"{'' if text.endswith(' ') else ' '}Trace: ± 2 standard errors; all steps share one set of random probes, so that its course is smoother than that."
         return text.rstrip()
@@ -296,18 +311,22 @@ class Sharpness(Result):
             names.append("persistence")
         if np.isfinite(self.traces).any():
             names.append("trace")
+        if self.decades.size:
+            names += ["positive density", "negative density"] if self.negative_density.any() else ["positive density"]
         return tuple(names)
 
     # -- pictures -----------------------------------------------------------------------------------------------------
 
     def plot(self, ax: Axes, panel: str = "") -> None:
         """See Result."""
-        drawings = {
+        drawings: dict[str, Callable[[Axes], None]] = {
             "sharpness": self._plot_sharpness,
             "loss": self._plot_loss,
             "gradient": self._plot_gradient,
             "persistence": self._plot_persistence,
             "trace": self._plot_trace,
+            "positive density": partial(self._plot_density, sign=1),
+            "negative density": partial(self._plot_density, sign=-1),
         }
         panel = panel or "sharpness"
         if panel not in self.panels():
@@ -377,7 +396,7 @@ class Sharpness(Result):
             ax.set_ylim(0, 1.25)
         self._mark_steps(ax)
         ax.set_ylabel("share of the squared gradient")
-        ax.legend(loc="upper right", ncols=2, columnspacing=1.0, handlelength=1.6)
+        ax.legend(loc="upper right", handlelength=1.6)
         ax.set_title("Gradient in the top eigenspace", loc="left")
 
     def _plot_persistence(self, ax: Axes) -> None:
@@ -421,6 +440,25 @@ class Sharpness(Result):
         ax.set_ylabel("trace")
         ax.legend(loc="upper left", ncols=2, columnspacing=1.0, handlelength=1.6)
         ax.set_title(f"Trace of the {NAMES[self.operator]}", loc="left")
+
+    def _plot_density(self, ax: Axes, sign: int) -> None:
+        from landscape.analysis.styles import SEQUENTIAL
+
+        shares = self.positive_density if sign > 0 else self.negative_density
+        floor = 0.3 / self.dim
+        levels = np.where(np.isfinite(shares), np.log10(np.maximum(np.nan_to_num(shares), floor)), np.nan)
+        steps = self.steps.astype(float)
+        borders = _borders(steps) if len(steps) > 1 else np.array([steps[0] - 0.5, steps[0] + 0.5])
+        half = (self.decades[1] - self.decades[0]) / 2
+        sizes = 10 ** np.append(self.decades - half, self.decades[-1] + half)
+        image = ax.pcolormesh(borders, sizes, levels.T, cmap=SEQUENTIAL, rasterized=True)
+        ax.set_yscale("log")
+        self._mark_steps(ax)
+        ax.set_ylabel("|eigenvalue|")
+        ax.set_xlim(borders[0], borders[-1])
+        bar = ax.figure.colorbar(image, ax=ax, pad=0.02)
+        bar.set_label("log₁₀ share of eigenvalues per decade")
+        ax.set_title(f"Density of λ {'>' if sign > 0 else '<'} 0", loc="left")
 
     def figure(self) -> Figure:
         """See Result."""
@@ -515,6 +553,8 @@ def sharpness(
     tolerance: float = 1e-2,
     max_products: int = 500,
     trace_accuracy: float | None = None,
+    density_accuracy: float | None = None,
+    params: str | None = None,
     warm: bool = True,
     method: Method = Method(""),
     seed: int = 0,
@@ -524,6 +564,8 @@ def sharpness(
     f: the objective of all stations but for their buffers.
     tolerance: 1e-2, since a value's error is about residual^2 / gap, 1e-4 of it where it stands apart: below a line's width. The bounds stand in the answer.
     trace_accuracy: relative standard error of the trace; None leaves it out.
+    density_accuracy: of the spectral density at each station, as `landscape.functionals.measure` takes it; None leaves it out.
+    params: globs of parameter names: the others stand where they are, and there is no edge of stability.
     warm: start from the eigenvectors of the station before, and search for hidden eigenvalues at the first station, each tenth, the last, and where the space has turned; else every station by itself.
     method: how the run stepped, for its edge of stability.
 
@@ -537,8 +579,12 @@ def sharpness(
         )
     if not 0 < tolerance < math.inf:
         raise UsageError(f"the tolerance must be positive and finite; got {tolerance}.")
-    k = min(top, f.dim)
-    course = _Course(f, k, operator, which, tolerance, max_products, trace_accuracy, warm, seed)
+    mask = None if params is None else torch.from_numpy(f.model.layout.select(params)).to(f.device)
+    d = f.dim if mask is None else int(mask.sum())
+    k = min(top, d)
+    course = _Course(
+        f, mask, d, k, operator, which, tolerance, max_products, trace_accuracy, density_accuracy, warm, seed
+    )
     rest = iter(stations)
     station = next(rest, None)
     while station is not None:
@@ -553,10 +599,10 @@ def sharpness(
         raise UsageError("there is no point to measure at: give at least one.")
     columns = {name: np.array([row[name] for row in course.rows]) for name in course.rows[0]}
     notes = course.notes()
-    if top > f.dim:
-        notes.append(f"asked for {top} eigenvalues of a {f.dim}-dimensional matrix: all {f.dim} are given.")
+    if top > d:
+        notes.append(f"asked for {top} eigenvalues of a {d}-dimensional matrix: all {d} are given.")
     rates = np.array(course.rates, dtype=float)
-    lined = operator in ("hessian", "gauss-newton")
+    lined = operator in ("hessian", "gauss-newton") and params is None
     edges = method.edges(rates) if lined else np.full(len(rates), np.nan)
     return Sharpness(
         question={},
@@ -571,14 +617,18 @@ def sharpness(
         warnings=tuple(notes),
         operator=operator,
         which=which,
-        dim=f.dim,
+        dim=d,
+        params=params or "",
+        **course.densities(),
         rows=len(f.rows),
         tolerance=tolerance,
         steps=np.array(course.steps, dtype=np.int64),
         rates=rates,
         edges=edges,
         formula=method.formula if np.isfinite(edges).any() else "",
-        remark=method.remark(operator),
+        remark=method.remark(operator)
+        if params is None
+        else "No edge of stability is drawn: it is one of all parameters, and these are some.",
         references=np.array(course.spaces.steps, dtype=np.int64),
         overlaps=course.spaces.matrix(),
         **columns,
@@ -590,12 +640,15 @@ class _Course:
     """The stations measured so far."""
 
     f: Objective
+    mask: Tensor | None  # (D,) of the parameters that move
+    d: int
     k: int
     operator: Curvature
     which: Ends
     tolerance: float
     max_products: int
     trace_accuracy: float | None
+    density_accuracy: float | None
     warm: bool
     seed: int
     steps: list[int] = field(default_factory=list)
@@ -605,6 +658,8 @@ class _Course:
     skipped: list[int] = field(default_factory=list)  # steps of points that are not finite
     overtaken: list[tuple[int, int]] = field(default_factory=list)  # steps between which a search found what was hidden
     skew: str = ""  # what is wrong with the symmetry of products at the first point
+    measures: list[functionals.Measure | None] = field(default_factory=list)
+    coarse: list[int] = field(default_factory=list)  # steps whose density is less accurate than asked
     rough: list[int] = field(default_factory=list)  # steps whose trace is less accurate than asked
     _before: Tensor | None = None  # (k, d) eigenvectors
     _searched: int = 0  # the last step searched for hidden eigenvalues
@@ -613,24 +668,26 @@ class _Course:
     def __post_init__(self) -> None:
         if self.k < 1:
             raise UsageError(f"asked for {self.k} eigenvalues; at least 1 is needed.")
-        self.spaces = _Spaces(
-            REFERENCES, REFERENCE_BYTES // (self.k * self.f.dim * torch.finfo(self.f.dtype).bits // 8)
-        )
+        self.spaces = _Spaces(REFERENCES, REFERENCE_BYTES // (self.k * self.d * torch.finfo(self.f.dtype).bits // 8))
 
     def add(self, station: Station, *, last: bool) -> None:
         """Measure at a station."""
         f = self.f if station.buffers is None else self.f.with_buffers(station.buffers)
         self.steps.append(station.step)
         self.rates.append(station.rate)
-        loss, gradient = f.value_and_gradient(station.point)
+        point = station.point
+        if self.mask is not None:
+            f, point = f.restrict(coordinates(point, self.mask)), point[self.mask]
+        loss, gradient = f.value_and_gradient(point)
         finite = all(bool(torch.isfinite(part).all()) for part in (station.point, loss, gradient))
         if not finite:
             self.skipped.append(station.step)
             self.rows.append(self._row(float(loss), math.nan))
             self.spaces.add(station.step, None)
+            self.measures.append(None)
             return
         row = self._row(float(loss), float(gradient.norm()))
-        matrix = f.curvature(station.point, self.operator, seed=self.seed)
+        matrix = f.curvature(point, self.operator, seed=self.seed)
         if not any(np.isfinite(known["gradient_norms"]) for known in self.rows):
             self.skew = asymmetry(matrix, self.seed)
         searched = not self.warm or self._before is None or self._since >= CONFIRMED - 1 or last
@@ -657,6 +714,15 @@ class _Course:
             row["products"] += trace.products
             if trace.error > 1.001 * self.trace_accuracy * abs(trace.value):
                 self.rough.append(station.step)
+        if self.density_accuracy is not None:
+            before = space.products
+            found = functionals.measure(
+                matrix, space=space, accuracy=self.density_accuracy, max_products=4 * self.max_products, seed=self.seed
+            )
+            self.measures.append(found)
+            row["products"] += found.products + space.products - before
+            if found.error() > self.density_accuracy:
+                self.coarse.append(station.step)
         row["lasting"] = math.nan if self._before is None else _overlap(pairs.vectors, self._before)
         self.rows.append(row)
         self._before = pairs.vectors
@@ -686,6 +752,30 @@ class _Course:
             if searched and np.any(np.abs(before.values - after.values) > allowed):
                 self.overtaken.append((self._searched, step))
         return space
+
+    def densities(self) -> dict[str, np.ndarray]:
+        """The densities by decades at all stations on one grid."""
+        known = [found for found in self.measures if found is not None]
+        if not known:
+            empty = np.empty(0)
+            return {"decades": empty, "positive_density": empty, "negative_density": empty, "accuracies": empty}
+        sizes = [float(np.abs(found.all()[0]).max()) for found in known]
+        largest = max(*sizes, np.finfo(float).tiny * 1e10)
+        zero = 100 * torch.finfo(self.f.dtype).eps * largest
+        grid = np.linspace(np.log10(zero), np.log10(largest) + 0.1, DECADES)
+        curves = {
+            name: np.array(
+                [
+                    np.full(DECADES, np.nan)
+                    if found is None
+                    else curve(found, grid, FINEST_DECADE, decade(sign, zero))[0]
+                    for found in self.measures
+                ]
+            )
+            for name, sign in (("positive_density", 1), ("negative_density", -1))
+        }
+        errors = np.array([math.nan if found is None else found.error() for found in self.measures])
+        return {"decades": grid, **curves, "accuracies": errors}
 
     def _row(self, loss: float, norm: float) -> dict[str, Any]:
         """The fields of a station before anything is known of its eigenvalues."""
@@ -724,6 +814,10 @@ class _Course:
         for first, last in self.overtaken:
             notes.append(
                 f"at step {last} a search found an eigenvalue that warm starts had not seen: since step {first} one of those listed may be the next lower one. Measure without warm starts to be sure."
+            )
+        if self.coarse:
+            notes.append(
+                f"the density at {len(self.coarse)} of {len(self.steps)} steps did not reach the accuracy {self.density_accuracy:g}, first at step {self.coarse[0]}: raise --max-products."
             )
         if self.rough:
             notes.append(

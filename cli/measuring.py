@@ -141,17 +141,20 @@ def spectrum(
     """
     chosen: dict[str, Any] = {"top": top, "operator": operator, "max_products": max_products}
     one_point = {
-        "--density": density, "--engine": engine != "native", "--basis": basis is not None, "--host": host,
+        "--engine": engine != "native", "--basis": basis is not None, "--host": host,
         "--counted": counted is not None, "--probes": probes is not None, "--lanczos-steps": lanczos_steps is not None,
     }  # fmt: skip
     if at == "all":
         _leave_out(
-            {**one_point, "--layers": layers, "--params": params is not None, "--which": which not in ("largest", "both"), "--accuracy": accuracy is not None, "--samples": samples != 1},
+            {**one_point, "--layers": layers, "--which": which not in ("largest", "both"), "--samples": samples != 1},
             "is for one point, and --at all takes every recorded one",
         )  # fmt: skip
-        _along(
-            run, {**chosen, "which": which, "tolerance": 1e-2 if tolerance is None else tolerance}, {}, options, common
-        )
+        chosen |= {"which": which, "tolerance": 1e-2 if tolerance is None else tolerance, "params": params}
+        if density:
+            chosen["density_accuracy"] = _positive("--accuracy", 0.1 if accuracy is None else accuracy)
+        elif accuracy is not None:
+            raise UsageError("--accuracy is of a density: add --density.")
+        _along(run, chosen, {}, options, common)
         return
     where = place(run, at)
     common = common.resolved()
@@ -159,7 +162,7 @@ def spectrum(
     about = _about_place(where)
     if layers:
         _leave_out(
-            {**one_point, "--which": which != "largest", "--samples": samples != 1},
+            {**one_point, "--density": density, "--which": which != "largest", "--samples": samples != 1},
             "has no part in --layers, each layer's largest eigenvalues and trace",
         )
         chosen |= {"params": "*" if params is None else params}
@@ -208,8 +211,10 @@ def sharpness(
     first: Annotated[int | None, Parameter(name="--from"), WHOLE] = None,
     last: Annotated[int | None, Parameter(name="--to"), WHOLE] = None,
     operator: Matrix = "hessian",
+    params: str | None = None,
     which: Literal["largest", "both"] = "largest",
     trace: Annotated[bool, Parameter(negative="")] = False,
+    density: Annotated[bool, Parameter(negative="")] = False,
     warm: bool = True,
     tolerance: float = 1e-2,
     max_products: Annotated[int, WHOLE] = 500,
@@ -236,10 +241,14 @@ def sharpness(
         Up to this step.
     operator
         As for `landscape spectrum`.
+    params
+        Only of parameters of these names, as for `landscape spectrum`; then there is no edge of stability.
     which
         The largest eigenvalues, or both ends.
     trace
         Also the trace, to 5%.
+    density
+        Also the spectral density at every point, as `landscape spectrum --density`, to an accuracy of 0.1.
     warm
         Start each point from the eigenvectors of the one before, and look for hidden ones at each tenth; --no-warm measures each by itself.
     tolerance
@@ -255,6 +264,8 @@ def sharpness(
         "max_products": max_products,
         "warm": warm,
         "trace_accuracy": 0.05 if trace else None,
+        "density_accuracy": 0.1 if density else None,
+        "params": params,
     }
     _along(run, chosen, {"every": every, "first": first, "last": last}, options, common)
 

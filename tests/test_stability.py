@@ -530,3 +530,46 @@ def test_the_summary_says_what_was_found(looks):
 def test_the_file_is_small(looks, tmp_path: Path):
     (tmp_path / "a.json").write_text(looks["many"].to_json())
     assert (tmp_path / "a.json").stat().st_size < 2e4
+
+
+# -- densities and parameters along the way -----------------------------------------------------------------------------------
+
+
+def test_densities_have_the_share_of_each_sign_and_the_place_of_each_value():
+    f, a, q = bent()
+    x = drifting(points=3)
+    found = sharpness(f, way(q, x), top=2, density_accuracy=0.1)
+    values = a + x  # so few that every one is counted
+    assert not found.accuracies.any()
+    for shares, sign in ((found.positive_density, 1), (found.negative_density, -1)):
+        # eigenvalues nearer to an end of the grid than a smoothing width are cut: one of these few is a 24th
+        close(np.trapezoid(shares, found.decades, axis=1), (sign * values > 0).mean(1), 0.05)
+        first = np.log10(np.abs(values[0])[sign * values[0] > 0])
+        far = np.abs(found.decades[:, None] - first).min(1) > 6 * 0.05
+        assert shares[0][far].max(initial=0) < 1e-6
+    assert {"positive density", "negative density"} <= set(found.panels())
+    for panel in found.panels():
+        ax = Figure().subplots()
+        found.plot(ax, panel)
+        ax.figure.canvas.draw()
+    assert Result.from_json(found.to_json()).to_json() == found.to_json()
+
+
+def test_some_parameters_along_a_way_are_the_blocks_at_its_points():
+    f, z = objective("mlp")
+    points = [z, z + 0.1 * draw(f.dim, seed=3)]
+    found = sharpness(
+        f,
+        [Station(step, point) for step, point in enumerate(points)],
+        top=2,
+        tolerance=1e-8,
+        params="0.*",
+        method=Method("sgd"),
+    )
+    mask = f.model.layout.select("0.*")
+    for point, values in zip(points, found.values, strict=True):
+        block = f.hessian(point).dense().numpy()[np.ix_(mask, mask)]
+        close(values, np.linalg.eigvalsh(block)[::-1][:2], 1e-7)
+    assert (found.dim, found.params) == (mask.sum(), "0.*")
+    assert not np.isfinite(found.edges).any()
+    assert "of all parameters" in found.caption()
