@@ -19,7 +19,7 @@ Adam and its like rescale each coordinate; their edge is that of a rescaled Hess
 Warm starts. One Lanczos process starts from the sum of the eigenvectors of the step before, and a random vector as large. A block of these vectors needs more products, since every
 one of them has to be multiplied before any polynomial in the matrix can help (measured on the 101 points of a digits-mlp run at tolerance 1e-2, with a random part of a tenth: 13.9 products against 16.0 for k = 10,
 8.5 against 11.4 for k = 5, 2.4 each for k = 1; cold 16.4, 12.1 and 6.0, before the search for hidden eigenvalues). A warm start may follow an eigenvector that another one has
-overtaken: the random part sees that as soon as the process has a few steps, and each tenth step is searched for what was hidden.
+overtaken: the random part sees that as soon as the process has a few steps, and each tenth step, and each where the space has turned, is searched for what was hidden.
 
 Sources: Cohen, Kaur, Li, Kolter, Talwalkar 2021, "Gradient descent on neural networks typically occurs at the edge of stability" (section 2; momentum in appendix B);
 Gur-Ari, Roberts, Dyer 2018, "Gradient descent happens in a tiny subspace" (shares and overlaps); Jastrzebski et al. 2019 (mini-batches stay below the edge).

@@ -250,7 +250,7 @@ def sharpness(
     density
         Also the spectral density at every point, as `landscape spectrum --density`, to an accuracy of 0.1.
     warm
-        Start each point from the eigenvectors of the one before, and look for hidden ones at each tenth; --no-warm measures each by itself.
+        Start each point from the eigenvectors of the one before, and look for hidden ones at each tenth and where their space turns; --no-warm measures each by itself.
     tolerance
         On each residual, relative to the largest eigenvalue. The error of a value is of the order of its square.
     max_products
