@@ -983,13 +983,18 @@ class Objective:
             )
         return self.loss.likelihood
 
+    @cached_property
+    def _weighed(self) -> list[float]:
+        return []
+
     def _total_weight(self, w: Tensor) -> float:
-        """sum c_i. Only the losses know the weights, so one pass; most losses weigh every row 1 and this is N."""
-        with torch.no_grad():
-            parts = self.model.split(w)
-            return float(
-                sum(self._chunk(parts, rows)[1].to(_exact(self.device)).sum() for rows in self.rows.chunks(self.chunk))
-            )
+        """sum c_i. Only the losses know the weights, so one pass at any point; most losses weigh every row 1 and this is N."""
+        if not self._weighed:
+            with torch.no_grad():
+                parts = self.model.split(w)
+                chunks = (self._chunk(parts, rows)[1] for rows in self.rows.chunks(self.chunk))
+                self._weighed.append(float(sum(weights.to(_exact(self.device)).sum() for weights in chunks)))
+        return self._weighed[0]
 
 
 _Bend = Callable[
