@@ -46,6 +46,7 @@ class Spectrum(Result):
     """Eigenvalues, and perhaps the density, of a curvature matrix at one point."""
 
     operator: str
+    params: str  # globs of the parameters that move; empty for all of them
     dim: int  # d
     rows: int
     loss: float
@@ -102,7 +103,7 @@ class Spectrum(Result):
         """See Result."""
         shown = ", ".join(f"{value:.4g}" for value in self.values[:3])
         end = {"largest": "top", "smallest": "lowest", "both": "extreme", "magnitude": "largest in size"}[self.which]
-        line = f"{NAMES[self.operator]}, {self.dim:,} dimensions: {end} {len(self.values)} eigenvalues {shown}{', ...' if len(self.values) > 3 else ''}"
+        line = f"{self._name()}, {self.dim:,} dimensions: {end} {len(self.values)} eigenvalues {shown}{', ...' if len(self.values) > 3 else ''}"
         line += f" (residuals at most {self.residuals.max():.1e}, {self.products} products)"
         if self.has_density:
             line += f"; trace {_with_error(self.trace, self.trace_error)}; {self._negative_share()}"
@@ -111,7 +112,7 @@ class Spectrum(Result):
     def caption(self) -> str:
         """See Result."""
         text = (
-            f"Eigenvalues of the {NAMES[self.operator]} of the mean loss over {self.rows:,} rows, at loss {self.loss:.4g} with gradient norm {self.gradient_norm:.2g}. "
+            f"Eigenvalues of the {self._name()} of the mean loss over {self.rows:,} rows, at loss {self.loss:.4g} with gradient norm {self.gradient_norm:.2g}. "
             "Each eigenvalue comes with the residual of its vector: a true eigenvalue lies within it. "
         )
         if np.isfinite(self.missed):
@@ -282,6 +283,9 @@ class Spectrum(Result):
             figure.update_yaxes(range=[np.log10(floor), np.log10(np.nanmax(self.density) * 4)])
         return figure
 
+    def _name(self) -> str:
+        return NAMES[self.operator] + (f" in the parameters {self.params}" if self.params else "")
+
     def _negative_share(self) -> str:
         """The share below zero in words. A bulk at 0 is one quadrature node, whose sign no finite number of Lanczos steps tells."""
         if self.negative_error > 0.1:
@@ -300,6 +304,7 @@ def spectrum(
     *,
     top: int = 10,
     operator: Curvature = "hessian",
+    params: str | None = None,
     which: Which = "largest",
     density: bool = False,
     accuracy: float | None = None,
@@ -316,7 +321,8 @@ def spectrum(
 ) -> Spectrum:
     """The `top` eigenvalues of a curvature matrix of f at z (d,), and on request the density.
 
-    operator: one of landscape.objectives.CURVATURES. Of some parameters only, or of a mask's survivors: restrict f first (`f.restrict(subspaces.coordinates(w, mask))`).
+    operator: one of landscape.objectives.CURVATURES. Of a mask's survivors, or in any subspace: restrict f first (`f.restrict(subspaces.coordinates(w, mask))`).
+    params: globs of parameter names, to move these only.
     accuracy: of the density, adaptive: 0.05 is a Wasserstein-1 distance of 5% of the mean |eigenvalue|, and the default where none of the next three is given. Where a few outliers hold
     nearly all of that mean, it says little of the bulk: ask for less.
     counted, probes, steps: fixed numbers instead; see `landscape.functionals.measure`.
@@ -331,6 +337,8 @@ def spectrum(
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     require_finite(z, "the point")
+    if params is not None:
+        f, z = f.among(z, params)
     least = ROUNDING * torch.finfo(f.dtype).eps
     asked, tolerance = tolerance, max(tolerance, least)
     matrix = f.curvature(z, operator, samples=samples, seed=seed)
@@ -428,6 +436,7 @@ def spectrum(
         },
         warnings=(*matrix.notes, *notes),
         operator=operator,
+        params=params or "",
         dim=f.dim,
         rows=len(f.rows),
         loss=float(loss),

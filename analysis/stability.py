@@ -45,7 +45,6 @@ from landscape.operators import Eigenpairs, SearchSpace, SymmetricOperator, norm
 from landscape.recordings import Site, named_buffers
 from landscape.results import Result
 from landscape.seeds import generator
-from landscape.subspaces import coordinates
 from landscape.trajectories import Trajectory
 
 if TYPE_CHECKING:
@@ -579,11 +578,10 @@ def sharpness(
         )
     if not 0 < tolerance < math.inf:
         raise UsageError(f"the tolerance must be positive and finite; got {tolerance}.")
-    mask = None if params is None else torch.from_numpy(f.model.layout.select(params)).to(f.device)
-    d = f.dim if mask is None else int(mask.sum())
+    d = f.dim if params is None else int(f.model.layout.select(params).sum())
     k = min(top, d)
     course = _Course(
-        f, mask, d, k, operator, which, tolerance, max_products, trace_accuracy, density_accuracy, warm, seed
+        f, params, d, k, operator, which, tolerance, max_products, trace_accuracy, density_accuracy, warm, seed
     )
     rest = iter(stations)
     station = next(rest, None)
@@ -640,7 +638,7 @@ class _Course:
     """The stations measured so far."""
 
     f: Objective
-    mask: Tensor | None  # (D,) of the parameters that move
+    params: str | None
     d: int
     k: int
     operator: Curvature
@@ -676,8 +674,8 @@ class _Course:
         self.steps.append(station.step)
         self.rates.append(station.rate)
         point = station.point
-        if self.mask is not None:
-            f, point = f.restrict(coordinates(point, self.mask)), point[self.mask]
+        if self.params is not None:
+            f, point = f.among(point, self.params)
         loss, gradient = f.value_and_gradient(point)
         finite = all(bool(torch.isfinite(part).all()) for part in (station.point, loss, gradient))
         if not finite:

@@ -189,15 +189,15 @@ def spectrum(
         chosen["accuracy"] = None if accuracy is None else _positive("--accuracy", accuracy)
     elif not (accuracy is None and counted is None and probes is None and lanczos_steps is None):
         raise UsageError("--accuracy, --counted, --probes and --lanczos-steps are of a density: add --density.")
-    asked = {**about, **chosen, **_asked(options, common)} | ({} if params is None else {"params": params})
+    if params is not None:
+        chosen["params"] = params
+    asked = {**about, **chosen, **_asked(options, common)}
 
     def compute_spectrum() -> Result:
         from landscape.analysis.spectra import spectrum as measure
-        from landscape.recordings import among
 
         site, task = _site(where, options, common)
-        f, point = among(site.train, site.point, params)
-        return _about(measure(f, point, seed=common.seed, **chosen), site, task)
+        return _about(measure(site.train, site.point, seed=common.seed, **chosen), site, task)
 
     answer(where.run, "spectrum", asked, compute_spectrum, common.json)
 

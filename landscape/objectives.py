@@ -33,7 +33,7 @@ from landscape.curvature import free_memory as free_memory
 from landscape.errors import LandscapeError, UsageError, unknown, users_lines
 from landscape.operators import SymmetricOperator
 from landscape.seeds import generator
-from landscape.subspaces import Subspace
+from landscape.subspaces import Subspace, coordinates
 from landscape.trajectories import Entry, Layout
 
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
@@ -668,6 +668,18 @@ class Objective:
         if subspace.ambient != self.dim:
             raise UsageError(f"a subspace of {subspace.ambient} dimensions cannot restrict an objective of {self.dim}.")
         return dataclasses.replace(self, charts=(*self.charts, subspace))
+
+    def among(self, w: Tensor, params: str) -> tuple[Objective, Tensor]:
+        """The objective in the parameters whose names match globs (several separated by commas), the others held at w (D,), and its point.
+
+        Raises UsageError where a glob matches none, and for an objective that is restricted already.
+        """
+        if self.charts:
+            raise UsageError(
+                "parameters are those of the whole vector: choose them before the objective is restricted."
+            )
+        mask = torch.from_numpy(self.model.layout.select(params)).to(w.device)
+        return self.restrict(coordinates(w, mask)), w[mask]
 
     def on(self, rows: Rows | Tensor | slice) -> Objective:
         """The same function over other rows, or over the rows at an index."""

@@ -31,7 +31,6 @@ from landscape.errors import LandscapeError, UnsafeInputError, UsageError, unkno
 from landscape.objectives import Buffers, Objective
 from landscape.runs import Place, Run, now
 from landscape.seeds import child_seed
-from landscape.subspaces import coordinates
 from landscape.tasks import Task
 from landscape.trajectories import Layout, Row, TrajectoryWriter
 
@@ -408,14 +407,6 @@ def site(where: Place, task: Task, *, device: torch.device, dtype: torch.dtype, 
             drawn = torch.randperm(len(f.rows), generator=torch.Generator().manual_seed(child_seed(0, "rows")))[:limit]
             f = f.on(drawn.sort().values.to(f.device))
     return Site(where, f, test, torch.from_numpy(np.array(row.point)).to(device, dtype))
-
-
-def among(f: Objective, w: Tensor, params: str | None) -> tuple[Objective, Tensor]:
-    """The objective in the parameters whose names match globs, the others held at w (D,), and its point; None is all of them. Raises UsageError where a glob matches none."""
-    if params is None:
-        return f, w
-    mask = torch.from_numpy(f.model.layout.select(params)).to(w.device)
-    return f.restrict(coordinates(w, mask)), w[mask]
 
 
 def _restore_frozen(run: Run, module: nn.Module) -> None:

@@ -477,3 +477,15 @@ def test_points_and_products_that_are_not_finite_are_errors():
     data[2] = float("inf")
     with pytest.raises(LandscapeError, match="not finite"):
         spectrum(f.on(type(f.rows)(data, f.rows.targets)), z)
+
+
+def test_some_parameters_are_named_in_the_answer():
+    f, z = objective("mlp")
+    found = spectrum(f, z, top=2, params="0.*", tolerance=1e-9)
+    mask = f.model.layout.select("0.*")
+    block = f.hessian(z).dense().numpy()[np.ix_(mask, mask)]
+    close(found.values, np.linalg.eigvalsh(block)[::-1][:2], TIGHT)
+    assert found.summary().startswith(f"Hessian in the parameters 0.*, {mask.sum()} dimensions")
+    assert "in the parameters 0.*" in found.caption()
+    with pytest.raises(UsageError, match="before the objective is restricted"):
+        spectrum(f.restrict(span(z, draw(3, f.dim))), draw(3), params="0.*")
