@@ -42,6 +42,9 @@ class Estimate:
     error: float
     products: int
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "error", float(self.error))  # numpy's scalars print otherwise
+
 
 # -- the spectral measure ---------------------------------------------------------------------------------------------
 
