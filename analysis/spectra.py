@@ -22,7 +22,7 @@ from torch import Tensor
 from landscape.errors import UsageError, unknown
 from landscape.functionals import Measure, measure, standard_error, trace
 from landscape.objectives import CURVATURES, Curvature, Objective, dtype_name, require_finite
-from landscape.operators import ROUNDING, Eigenpairs, SearchSpace, SymmetricOperator, Which
+from landscape.operators import MISSED, ROUNDING, Eigenpairs, SearchSpace, SymmetricOperator, Which
 from landscape.results import Result
 from landscape.seeds import generator
 
@@ -484,8 +484,6 @@ _NO_DENSITY: dict[str, Any] = {
         _NAN,
     ),
 }  # fmt: skip
-
-MISSED = 0.05  # chance to miss, asked of `landscape.operators.eigenpairs`: its default
 
 # a 1/200 of the range, and a 1/20 of a decade: as fine as a page shows; the nodes are stored for whoever wants another
 FINEST, FINEST_DECADE = 1 / 200, 1 / 20

@@ -41,7 +41,7 @@ from landscape import functionals
 from landscape.analysis.spectra import FINEST_DECADE, NAMES, asymmetry, curve, decade
 from landscape.errors import UsageError, unknown
 from landscape.objectives import CURVATURES, Buffers, Curvature, Objective, dtype_name
-from landscape.operators import Eigenpairs, SearchSpace, SymmetricOperator, normal
+from landscape.operators import MISSED, Eigenpairs, SearchSpace, SymmetricOperator, normal
 from landscape.recordings import Site, named_buffers
 from landscape.results import Result
 from landscape.seeds import generator
@@ -58,7 +58,6 @@ REFERENCES = 200  # most of them: more than a picture shows, and the overlaps of
 STEADY = 0.9  # overlap with the step before, below which a warm start is searched at once
 CONFIRMED = 10  # each so many steps a warm start is searched for hidden eigenvalues: some five products, so half a product a step
 RANDOM = 0.3  # size of the random vector in a warm start beside the known part: 0.1 costs as much, 1.0 a quarter of a product a step more, and values were as right
-MISSED = 0.05  # chance to miss, of a search: that of `landscape.operators.eigenpairs`
 DECADES = 200  # places of a density's grid: a tenth of a decade or less in either precision
 LOOSE = 0.3  # sine of an angle between computed and true eigenspace that an overlap shows: it costs a tenth of it
 SPREAD = 30.0  # a page shows numbers further apart than this factor on a logarithmic axis
@@ -684,7 +683,8 @@ class _Course:
             self.spaces.add(station.step, None)
             self.measures.append(None)
             return
-        row = self._row(float(loss), float(gradient.norm()))
+        norm = float(gradient.norm())
+        row = self._row(float(loss), norm)
         matrix = f.curvature(point, self.operator, seed=self.seed)
         if not any(np.isfinite(known["gradient_norms"]) for known in self.rows):
             self.skew = asymmetry(matrix, self.seed)
@@ -695,7 +695,6 @@ class _Course:
         self._since = 0 if searched else self._since + 1
         if searched:
             self._searched = station.step
-        norm = float(gradient.norm())
         row |= {
             "values": pairs.values,
             "residuals": pairs.residuals,

@@ -18,6 +18,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +27,16 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from landscape.errors import LandscapeError, UsageError, unknown
-from landscape.operators import BASIS_BYTES, Krylov, SearchSpace, SymmetricOperator, lanczos, normal, quadrature
+from landscape.operators import (
+    BASIS_BYTES,
+    Krylov,
+    SearchSpace,
+    SymmetricOperator,
+    lanczos,
+    normal,
+    not_finite,
+    quadrature,
+)
 from landscape.seeds import generator
 
 Function = Callable[[np.ndarray], np.ndarray]
@@ -74,7 +84,7 @@ class Measure:
         if not len(self.nodes):
             return Estimate(counted, 0.0, self.products)
         samples = self._integrals(function, self.nodes, self.weights)
-        coarse = self._integrals(function, *self._halved())
+        coarse = self._integrals(function, *self._halved)
         spread, rule = standard_error(samples), abs(float(samples.mean() - coarse.mean()))
         return Estimate(
             counted + self.rest * float(samples.mean()), self.rest * math.hypot(spread, rule), self.products
@@ -116,14 +126,8 @@ class Measure:
         if not used.all():
             return 0.0
         state = _process(self.nodes[probe], self.weights[probe], used.sum())
-        before, now, total, coupled = 0.0, 1.0, 1.0, 0.0
-        for alpha, beta in zip(state.alphas[:-1], state.betas[:-1], strict=True):
-            before, now = now, ((place - alpha) * now - coupled * before) / beta
-            coupled = beta
-            total += now * now
-            if total > 1e200:
-                break
-        return 1 / total
+        # of the process that made the rule, how it went on is not known: the last coupling here is its end
+        return Krylov(state.alphas[:-1], state.betas[:-1], state.basis).heaviest(place)
 
     def trace(self) -> Estimate:
         """The sum of all eigenvalues."""
@@ -153,7 +157,7 @@ class Measure:
         scale = self.average(np.abs).value
         if scale == 0:
             return 0.0
-        rules = _spread(self.nodes, self.weights) + _distance((self.nodes, self.weights), self._halved())
+        rules = _spread(self.nodes, self.weights) + _distance((self.nodes, self.weights), self._halved)
         return (self.rest * rules + self.leak / self.dim) / scale
 
     def all(self) -> tuple[np.ndarray, np.ndarray]:
@@ -178,6 +182,7 @@ class Measure:
         values[used] = function(nodes[used])
         return np.asarray(np.sum(weights * values, axis=1))
 
+    @cached_property
     def _halved(self) -> tuple[np.ndarray, np.ndarray]:
         """The rules of half as many steps, from the same processes: a measure of m points determines its own Jacobi matrix."""
         steps = (self.nodes.shape[1] + 1) // 2
@@ -270,9 +275,7 @@ MOST_STEPS = 200
 def _exactly(operator: SymmetricOperator, taken: int) -> Measure:
     matrix = operator.dense().double().cpu().numpy()
     if not np.isfinite(matrix).all():
-        raise LandscapeError(
-            "a product is not finite: the point has NaN or infinite curvature. Check it with `landscape check`."
-        )
+        raise not_finite()
     empty = np.empty((0, 0))
     values = np.linalg.eigvalsh((matrix + matrix.T) / 2)[::-1]
     return Measure(operator.dim, values, empty, empty, 0.0, taken + operator.dim)
@@ -368,8 +371,7 @@ def trace(
     if max_products < least:
         raise UsageError(f"a trace with an error takes at least {least} products by {method}; got {max_products}.")
     if operator.dim <= 2 * LEAST_SAMPLES:
-        exact = float(operator.dense().diagonal().double().sum())
-        return _estimate([exact, exact], operator.dim)
+        return _formed(operator, 0)
     if method == "hutch++":
         return _hutchplus(operator, accuracy, max_products, seed)
     if method == "xtrace":
@@ -397,7 +399,13 @@ def trace(
         whole = found.products + operator.dim
         needed = len(samples) * found.error**2 / max(accuracy * abs(found.value), np.finfo(float).tiny) ** 2
         if whole <= max_products and needed >= operator.dim:  # the matrix itself is no dearer
-            return Estimate(float(operator.dense().diagonal().double().sum()), 0.0, whole)
+            return _formed(operator, found.products)
+
+
+def _formed(operator: SymmetricOperator, taken: int) -> Estimate:
+    """The trace of the matrix itself, exact."""
+    exact = float(operator.dense().diagonal().double().sum())
+    return _estimate([exact, exact], taken + operator.dim)
 
 
 def _hutchplus(operator: SymmetricOperator, accuracy: float, most: int, seed: int) -> Estimate:
@@ -558,7 +566,5 @@ def _inner(one: Tensor, other: Tensor) -> float:
 def _estimate(samples: list[float], products: int) -> Estimate:
     value, error = float(np.mean(samples)), float(standard_error(np.array(samples)))
     if not math.isfinite(value):
-        raise LandscapeError(
-            "a product is not finite: the point has NaN or infinite curvature. Check it with `landscape check`."
-        )
+        raise not_finite()
     return Estimate(value, error, products)

@@ -96,6 +96,22 @@ class Krylov:
         values, vectors = self.ritz()
         return values, vectors[0] ** 2
 
+    def heaviest(self, place: float) -> float:
+        """The most mass that a measure with the moments of this process can have at a place: 1 / sum_i p_i(place)^2 (Christoffel), p_i its orthonormal polynomials.
+
+        They grow fast outside the nodes. 0 where the process has ended: all that its start sees is known.
+        """
+        before, now, total, coupled = 0.0, 1.0, 1.0, 0.0
+        for alpha, beta in zip(self.alphas, self.betas, strict=True):
+            if beta == 0:
+                return 0.0
+            before, now = now, ((place - alpha) * now - coupled * before) / beta
+            coupled = beta
+            total += now * now
+            if total > 1e200:
+                break
+        return 1 / total
+
 
 def lanczos(
     operator: SymmetricOperator,
@@ -155,14 +171,19 @@ def lanczos(
         vector = image / beta
 
 
+def not_finite(what: str = "a product") -> LandscapeError:
+    """The error of a product with NaN or infinite entries."""
+    return LandscapeError(
+        f"{what} is not finite: the point has NaN or infinite curvature. Check it with `landscape check`."
+    )
+
+
 def _product(operator: SymmetricOperator, vector: Tensor, what: str) -> tuple[Tensor, float]:
     """A v on the vector's own device, and its norm; LandscapeError where it is not finite."""
     image = (operator @ vector.to(operator.device)).to(vector.device)
     size = _norm(image)
     if not np.isfinite(size):
-        raise LandscapeError(
-            f"{what} is not finite: the point has NaN or infinite curvature. Check it with `landscape check`."
-        )
+        raise not_finite(what)
     return image, size
 
 
@@ -208,6 +229,8 @@ class Eigenpairs:
     missed: float  # chance that the random start vectors hid an eigenvalue that belongs to the wanted ones; 1 where that was not checked
 
 
+MISSED = 0.05  # chance to miss an eigenvalue that a search may leave: one in twenty, as everywhere
+
 # rows of a basis are kept as long as they fit in this, the same on every machine so that answers do not depend on its memory; a restart costs products
 BASIS_BYTES = 512 * 2**20
 
@@ -226,7 +249,7 @@ def eigenpairs(
     block: int = 1,
     basis: int | None = None,
     start: Tensor | None = None,
-    missed: float = 0.05,
+    missed: float = MISSED,
     host: bool = False,
 ) -> Eigenpairs:
     """The `count` (k) wanted eigenpairs by thick-restart Lanczos, run until every wanted residual is at most `tolerance` times the largest |value| seen.
@@ -240,7 +263,7 @@ def eigenpairs(
     block: random start vectors. 1 needs fewest products; more see as many copies of a repeated eigenvalue from the beginning.
     basis: most vectors (of d) held, at least k + block + 6. By default as many as fit in 512 MiB, and at least the larger of 2 k + 8 and 20.
     start: rows (s, d), a warm start, such as the eigenvectors of a nearby matrix: no random vector is drawn but by the check.
-    missed: 5%, one in twenty as everywhere; 1 leaves the check out.
+    missed: 5% (`MISSED`); 1 leaves the check out.
     host: hold the basis in the memory of the CPU, where that of the device is short.
 
     Raises UsageError for options out of range, LandscapeError when a product is not finite; a count above d is cut to d.
@@ -321,7 +344,7 @@ class SearchSpace:
         while self.front < started and self._add(normal(operator, generator)):
             pass
 
-    def converge(self, *, tolerance: float = 1e-4, max_products: int = 500, missed: float = 0.05) -> None:
+    def converge(self, *, tolerance: float = 1e-4, max_products: int = 500, missed: float = MISSED) -> None:
         """Grow until the wanted pairs have converged and none is hidden; see `eigenpairs`."""
         if not 0 < tolerance < np.inf:
             raise UsageError(f"the tolerance must be positive and finite; got {tolerance}.")
@@ -579,19 +602,9 @@ def _edges(chosen: np.ndarray, which: Which, margin: float) -> tuple[float, floa
 def _chance(state: Krylov, edge: float, size: float) -> float:
     """The chance that a Gaussian start of norm `size` hid an eigenvalue at the edge or beyond from the process, outside whose Ritz values the edge lies.
 
-    The start's component along the eigenvector is standard normal. A measure with the moments of the process has mass at most 1 / sum_i p_i(edge)^2 there (Christoffel), p_i its
-    orthonormal polynomials, which grow beyond the edge.
+    The start's component along the eigenvector is standard normal, and its share of the start is bounded by `Krylov.heaviest`.
     """
-    before, now, total, coupled = 0.0, 1.0, 1.0, 0.0
-    for alpha, beta in zip(state.alphas, state.betas, strict=True):
-        if beta == 0:  # all that the start sees is known
-            return 0.0
-        before, now = now, ((edge - alpha) * now - coupled * before) / beta
-        coupled = beta
-        total += now * now
-        if total > 1e200:
-            break
-    return float(2 * ndtr(size / np.sqrt(total)) - 1)
+    return float(2 * ndtr(size * np.sqrt(state.heaviest(edge))) - 1)
 
 
 def _select(values: np.ndarray, count: int, which: Which) -> np.ndarray:
