@@ -8,7 +8,18 @@ from pathlib import Path
 from landscape.errors import LandscapeError, UnsafeInputError, UsageError
 from landscape.results import Result
 
-_HOMES = ("spectra", "layerwise", "stability", "barriers", "surfaces", "checks", "histories")
+_HOMES = (
+    "spectra",
+    "layerwise",
+    "stability",
+    "dimensions",
+    "thresholds",
+    "reductions",
+    "barriers",
+    "surfaces",
+    "checks",
+    "histories",
+)
 
 
 def load(path: Path) -> Result:

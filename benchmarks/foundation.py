@@ -29,7 +29,7 @@ from torch.nn import functional
 from landscape import networks
 from landscape.descent import Recipe, descend
 from landscape.objectives import Objective, Rows
-from landscape.recordings import _row
+from landscape.recordings import row_of
 from landscape.trajectories import TrajectoryWriter
 
 ROWS = {"lenet-300-100": (4096, (1, 28, 28)), "resnet20": (512, (3, 32, 32))}
@@ -108,7 +108,7 @@ def b(rounds: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             writer = TrajectoryWriter(Path(folder), f.model.layout)
             for state in descend(f, point, Recipe(steps=steps - 1, lr=0.01, batch_size=128), 0):
-                writer.append(_row(state, f))
+                writer.append(row_of(state, f))
                 writer.commit()  # the worst case: each row durable by itself
 
     compare(

@@ -16,7 +16,7 @@ from typing import Any
 import cyclopts
 import yaml
 
-from landscape.cli import looking, making, measuring
+from landscape.cli import looking, making, measuring, reducing
 from landscape.errors import LandscapeError, UsageError, unknown, users_lines
 
 
@@ -37,7 +37,15 @@ app = cyclopts.App(
 for place, (group, commands) in enumerate(
     {
         "Make a run": (making.train, making.import_),
-        "Measure": (measuring.check, measuring.spectrum, measuring.sharpness, measuring.barrier, measuring.surface),
+        "Measure": (
+            measuring.check,
+            measuring.spectrum,
+            measuring.sharpness,
+            measuring.dimensions,
+            measuring.barrier,
+            measuring.surface,
+        ),
+        "How few dimensions": (reducing.threshold, reducing.dldr),
         "Look": (looking.tasks, looking.show, looking.plot, looking.report, looking.demo),
     }.items()
 ):

@@ -3,23 +3,74 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from landscape import files
-from landscape.cli.options import WHOLE, Common, note
+from landscape.cli.options import WHOLE, Common, Problem, note
 from landscape.errors import UsageError
-from landscape.runs import Run
+from landscape.runs import Run, place
 
 if TYPE_CHECKING:
-    from landscape.recordings import Progress
+    from landscape.descent import Recipe
+    from landscape.recordings import Progress, Within
     from landscape.tasks import Task
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Inside:
+    """Descent in a subspace instead of the whole space."""
+
+    subspace: str | None = None
+    """Where to descend: random:64, burn-in:64@100 (after 100 steps in the whole space), lottery:40, dldr:40, hessian:20. Default: the whole space."""
+    source: Annotated[str | None, Parameter(name="--from")] = None
+    """The RUN that lottery, dldr and hessian are taken from (or RUN@step=500: up to there); random and burn-in go through its point."""
+    basis: Literal["gaussian", "haar", "srht", "sparse"] | None = None
+    """Of random directions: gaussian columns of unit norm (the default), orthonormal (haar), or without a stored matrix (srht, sparse)."""
+    layers: Annotated[bool, Parameter(name="--per-layer", negative="")] = False
+    """Of random directions: each within one layer."""
+    redraw: Annotated[int | None, WHOLE] = None
+    """Of random directions: draw new ones, through the point reached, every so many steps."""
+    centring: Literal["centred", "uncentred", "increments"] | None = None
+    """Of a trajectory: principal directions of its points about their mean (dldr's default), about the first, or of its increments (lottery's default)."""
+    base: Literal["init", "last", "mean", "own"] | None = None
+    """The point that the subspace of a source goes through: its first (lottery, dldr), its last (the others), the mean of its points, or this run's own initialisation."""
+    lr_scale: float | None = None
+    """Factor on the learning rate; by default the first step is as long as in the whole space, whatever the dimension."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Searching:
+    """Of the optimizers that search along a line or solve for a step: lbfgs, bfgs, newton, gauss-newton."""
+
+    search: Literal["armijo", "wolfe", "none"] | None = None
+    """The line search."""
+    sufficient: float | None = None
+    """Decrease that a step must reach, as a share of what the slope promises."""
+    shrink: float | None = None
+    """Factor on a step that was refused."""
+    trials: Annotated[int | None, WHOLE] = None
+    """Give up a search after this many."""
+    on_failure: Literal["skip", "take", "reset"] | None = None
+    """When a search fails: stay, take the last trial, or stay and forget the curvature learnt."""
+    secants: Literal["same", "cross"] | None = None
+    """Gradients of a secant pair from one mini-batch, or from two that follow each other (Li et al. 2022)."""
+    damping: float | None = None
+    """Powell's, of bfgs and lbfgs; 0 is none."""
+    history: Annotated[int | None, WHOLE] = None
+    """Secant pairs that lbfgs keeps."""
+    ridge: float | None = None
+    """Of newton and gauss-newton: added to the matrix."""
 
 
 def train(
@@ -30,7 +81,7 @@ def train(
     steps: Annotated[int | None, WHOLE] = None,
     lr: float | None = None,
     batch_size: Annotated[int | None, WHOLE] = None,
-    optimizer: Literal["sgd", "adam"] | None = None,
+    optimizer: Literal["sgd", "adam", "lbfgs", "bfgs", "newton", "gauss-newton"] | None = None,
     momentum: float | None = None,
     weight_decay: float | None = None,
     schedule: Literal["constant", "step", "cosine"] | None = None,
@@ -39,23 +90,23 @@ def train(
     clip: float | None = None,
     augment: str | None = None,
     precision: Literal["full", "bf16"] | None = None,
-    width: float = 1,
-    activation: str | None = None,
-    norm: str | None = None,
-    data: Path | None = None,
     download: Annotated[bool, Parameter(negative="")] = False,
-    limit: Annotated[int | None, WHOLE] = None,
     record_every: str = "auto",
     evaluations: Annotated[int, WHOLE] = 20,
     commit_seconds: float = 30.0,
+    problem: Problem = Problem(),  # noqa: B008 (frozen)
+    inside: Inside = Inside(),
+    searching: Searching = Searching(),
     common: Common = Common(),  # noqa: B008 (frozen)
 ) -> None:
-    """Train a task and record its trajectory. The same command goes on with a stopped run, and returns a finished one.
+    """Train a task, in the whole space or in a subspace, and record its trajectory. The same command goes on with a stopped run, and returns a finished one.
 
     Examples:
       landscape train digits-mlp --out runs/a
       landscape train cifar10-resnet20 --data ~/data --norm group --out runs/b
       landscape train problem.py:make --steps 5000 --optimizer adam --lr 1e-3 --out runs/c
+      landscape train digits-mlp --subspace random:64 --optimizer adam --out runs/d
+      landscape train digits-mlp --subspace dldr:10 --from runs/a --optimizer bfgs --steps 50 --out runs/e
 
     Parameters
     ----------
@@ -66,11 +117,11 @@ def train(
     steps
         Mini-batch updates; here and below the default is the task's own.
     lr
-        Learning rate at the height of the schedule.
+        Learning rate at the height of the schedule; of an optimizer other than the task's, 1e-3 (adam), or 1, a first trial of the whole step (those that search).
     batch_size
-        Rows a step; 0 is all of them.
+        Rows a step; 0 is all of them. Of optimizers that search, 1,024.
     optimizer
-        SGD with momentum, or Adam.
+        SGD with momentum, Adam, a quasi-Newton method (lbfgs, bfgs), or with the exact matrix of the subspace (newton, gauss-newton).
     momentum
         Of SGD.
     weight_decay
@@ -87,18 +138,8 @@ def train(
         Of images: shift, flip, or both with a comma.
     precision
         bf16 runs the forward pass in autocast (CUDA).
-    width
-        Factor on the network's widths.
-    activation
-        Of the network: relu, tanh, gelu, ...
-    norm
-        Of the network: batch, group, layer or none.
-    data
-        Folder of the data set.
     download
         Fetch the data set into --data with torchvision.
-    limit
-        Train on this many rows only.
     record_every
         Record each k-th state (a number), or log-spaced ones (log); auto keeps about 200.
     evaluations
@@ -106,8 +147,6 @@ def train(
     commit_seconds
         At most this much work is lost to a kill.
     """
-    from landscape import tasks
-    from landscape.descent import Recipe
     from landscape.recordings import record, stop_signals
 
     common = common.resolved()
@@ -116,12 +155,13 @@ def train(
         raise UsageError(
             f"--commit-seconds must be positive and finite, and --evaluations at least 1; got {commit_seconds} and {evaluations}."
         )
-    found = tasks.find(task, width=width, activation=activation, norm=norm, data=data, download=download, limit=limit)
+    found = problem.task(task, download=download)
     asked = {
         "steps": steps, "lr": lr, "batch_size": batch_size, "optimizer": optimizer, "momentum": momentum, "weight_decay": weight_decay,
         "schedule": schedule, "milestones": milestones, "warmup": warmup, "clip": clip, "augment": augment, "precision": precision,
+        **dataclasses.asdict(searching),
     }  # fmt: skip
-    recipe = Recipe(**{**found.defaults, **{name: value for name, value in asked.items() if value is not None}})  # type: ignore[arg-type]
+    recipe = recipe_of(found, asked)
     about = _about(found)
     if batch_size is None and recipe.batch_size == len(found.data.train):
         about["notes"] = [
@@ -129,9 +169,10 @@ def train(
         ]
     every = _every(record_every, recipe.steps)
     options = {
-        "task": task, **_task_options(width, activation, norm, data, limit), "seed": common.seed, "dtype": common.dtype, "device": device.type,
-        **_fields(recipe), "record_every": every, "evaluations": evaluations,
+        **problem.record(task), "seed": common.seed, "dtype": common.dtype, "device": device.type,
+        **_fields(recipe), "record_every": every, "evaluations": evaluations, **_given(inside),
     }  # fmt: skip
+    within = _within(inside, found)
     run = Run(out)
     with _begun(run):
         if not run.begin("train", options, about):
@@ -147,6 +188,8 @@ def train(
                         device=device,
                         dtype=dtype,
                         commit_seconds=commit_seconds,
+                        restrict=within.restrict(run, recipe, common.seed) if within else None,
+                        descent=within.descent if within else None,
                     ),
                     f"training {found.name}",
                 )
@@ -155,19 +198,82 @@ def train(
     _announce(run, common.json)
 
 
+def recipe_of(task: Task, asked: Mapping[str, Any]) -> Recipe:
+    """The task's recipe with what was asked for (None: nothing) in place of its own.
+
+    Another optimizer than the task's brings its own learning rate, schedule and batch: the task's were found for its own.
+    """
+    from landscape.descent import Recipe
+
+    given = {name: value for name, value in asked.items() if value is not None}
+    fields: dict[str, Any] = dict(task.defaults)
+    optimizer = given.get("optimizer", fields.get("optimizer"))
+    if optimizer != fields.get("optimizer"):
+        # Adam: Kingma and Ba 2015, section 2. Those that search try the whole step first, on batches of 1,024 rows as the code of Li et al. 2022: curvature of a
+        # small batch misleads them
+        searching = {"lr": 1.0, "schedule": "constant", "warmup": 0, "batch_size": min(1024, len(task.data.train))}
+        fields |= {"lr": 1e-3} if optimizer == "adam" else searching
+    return Recipe(**{**fields, **given})
+
+
+def _given(options: object) -> dict[str, Any]:
+    """The options of a group that were given, so that runs made before the group existed are still found."""
+    return {name: value for name, value in dataclasses.asdict(options).items() if value not in (None, False)}  # type: ignore[call-overload]
+
+
+def _within(inside: Inside, task: Task) -> Within | None:
+    """The subspace asked for, None for the whole space. Raises UsageError for options that would do nothing."""
+    from landscape import families
+    from landscape.descent import Recipe
+    from landscape.recordings import Within
+
+    given = [_FLAGS.get(name, "--" + name.replace("_", "-")) for name in _given(inside) if name != "subspace"]
+    if inside.subspace is None:
+        if given:
+            raise UsageError(
+                f"{', '.join(given)} would do nothing without a subspace. Add --subspace random:64, or leave it out."
+            )
+        return None
+    family = families.parse(inside.subspace)
+    blind = family.name in ("random", "burn-in")
+    idle = {
+        "--basis": blind,
+        "--per-layer": blind,
+        "--redraw": blind,
+        "--centring": family.along,
+        "--base": inside.source is not None,
+    }
+    for flag in given:
+        if not idle.get(flag, True):
+            why = "without --from RUN" if flag == "--base" else f"for {family}"
+            raise UsageError(f"{flag} would do nothing {why}. Leave it out.")
+    if inside.redraw is not None and inside.redraw < 1:
+        raise UsageError(f"--redraw takes a number of steps, at least 1; got {inside.redraw}.")
+    if inside.lr_scale is not None and not (0 < inside.lr_scale < math.inf):
+        raise UsageError(f"--lr-scale must be positive and finite; got {inside.lr_scale}.")
+    if family.dim is None:
+        raise UsageError(f"say how many dimensions: --subspace {family.name}:64{f'@{family.at}' if family.at else ''}.")
+    source = None
+    if inside.source is not None:
+        where = place(inside.source, str(family.at) if family.at else None)
+        source = families.Source(where.run.trajectory(), where.step, str(where.run.folder))
+    choice = families.Choice(inside.basis or "gaussian", inside.layers, inside.centring, inside.base)
+    burn_in = Recipe(**task.defaults)  # type: ignore[arg-type]
+    return Within(family, burn_in, choice, source, inside.redraw or 0, inside.lr_scale)
+
+
+_FLAGS = {"source": "--from", "layers": "--per-layer"}
+
+
 def import_(
     *checkpoints: Path,
     task: str,
     out: Path,
-    width: float = 1,
-    activation: str | None = None,
-    norm: str | None = None,
-    data: Path | None = None,
-    limit: Annotated[int | None, WHOLE] = None,
     allow_nonfinite: Annotated[bool, Parameter(negative="")] = False,
     seed: Annotated[int, WHOLE] = 0,
     json: Annotated[bool, Parameter(negative="")] = False,
     config: Path | None = None,
+    problem: Problem = Problem(),  # noqa: B008 (frozen)
 ) -> None:
     """Import checkpoints made elsewhere into a run, so that every analysis takes them.
 
@@ -185,16 +291,6 @@ def import_(
         What the checkpoints are weights of: a name from `landscape tasks`, or your own file.py:function.
     out
         The run's folder.
-    width
-        Factor on the network's widths.
-    activation
-        Of the network.
-    norm
-        Of the network.
-    data
-        Folder of the data set.
-    limit
-        Use this many training rows only.
     allow_nonfinite
         Accept NaN or infinite weights.
     seed
@@ -204,14 +300,13 @@ def import_(
     config
         YAML file of options; flags win over it.
     """
-    from landscape import tasks
     from landscape.recordings import import_checkpoints
 
     if not checkpoints:
         raise UsageError("no checkpoint given. Name files or folders: landscape import CKPT... --task TASK --out RUN")
-    found = tasks.find(task, width=width, activation=activation, norm=norm, data=data, limit=limit)
+    found = problem.task(task)
     options = {
-        "task": task, **_task_options(width, activation, norm, data, limit), "seed": seed, "checkpoints": [str(path) for path in checkpoints],
+        **problem.record(task), "seed": seed, "checkpoints": [str(path) for path in checkpoints],
         "allow_nonfinite": allow_nonfinite,
     }  # fmt: skip
     run = Run(out)
@@ -266,8 +361,6 @@ def _task_options(
 
 
 def _fields(recipe: object) -> dict[str, Any]:
-    import dataclasses
-
     return dataclasses.asdict(recipe)  # type: ignore[call-overload, no-any-return]
 
 
@@ -298,7 +391,15 @@ def _announce(run: Run, as_json: bool) -> None:
         print(json.dumps({"run": str(run.folder), "record": run.record()}, allow_nan=False))
     else:
         print(history(run).summary())
+        for name, value in run.record().get("subspace", {}).items():
+            print(f"  {name}: {_plain(value)}")
         print(f"  {run.folder}")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @contextlib.contextmanager
@@ -322,7 +423,7 @@ def _begun(run: Run) -> Iterator[None]:
                 with contextlib.suppress(OSError):
                     if run.record_path.exists() and not (run.trajectory_path / "manifest.jsonl").exists():
                         shutil.rmtree(run.trajectory_path, ignore_errors=True)
-                        for path in (run.metrics_path, run.resume_path, run.record_path):
+                        for path in (run.metrics_path, run.resume_path, run.subspace_path, run.record_path):
                             path.unlink(missing_ok=True)
                     if not run.record_path.exists():
                         (run.folder / ".lock").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The commands that measure: check, spectrum, sharpness, barrier, surface."""
+"""The commands that measure: check, spectrum, sharpness, dimensions, barrier, surface."""
 
 from __future__ import annotations
 
@@ -272,9 +272,7 @@ def sharpness(
 
 def _along(run: str, chosen: dict[str, Any], steps: dict[str, Any], options: Subject, common: Common) -> None:
     """Measure at every recorded point that `steps` chooses."""
-    where = place(run)
-    if not (Path(run).is_dir() or run.endswith("@last")):
-        raise UsageError(f"{run} is one point, and every recorded one is asked for: name the run alone.")
+    where = _alone(run)
     common = common.resolved()
     _positive("--tolerance", chosen["tolerance"])
     path = {"path": where.run.trajectory().identity}
@@ -290,6 +288,80 @@ def _along(run: str, chosen: dict[str, Any], steps: dict[str, Any], options: Sub
         return _about(found, site, task)
 
     answer(where.run, "sharpness", {**path, **steps, **chosen, **_asked(options, common)}, compute, common.json)
+
+
+def dimensions(
+    run: str,
+    /,
+    *,
+    against: str | None = None,
+    dims: Annotated[int | None, WHOLE] = None,
+    centring: Literal["centred", "uncentred", "increments"] = "centred",
+    hessian: Annotated[int | None, WHOLE] = None,
+    at: str | None = None,
+    points: Annotated[int | None, WHOLE] = None,
+    max_products: Annotated[int, WHOLE] = 500,
+    options: Subject = Subject(),  # noqa: B008 (frozen)
+    common: Common = Common(),  # noqa: B008 (frozen)
+) -> None:
+    """How many dimensions a trajectory has of its own: explained variance beside that of a random walk, and what its subspace holds of the gradient, of the way, and of another run's.
+
+    Examples:
+      landscape dimensions runs/a
+      landscape dimensions runs/a --against runs/b --centring increments
+      landscape dimensions runs/a --dims 40 --hessian 0
+
+    Parameters
+    ----------
+    run
+        A RUN, trained here or imported.
+    against
+        Another RUN of the same model, such as one of another seed: the principal angles between the two subspaces.
+    dims
+        Dimensions of the subspaces that are compared; by default the number of classes.
+    centring
+        What is decomposed: deviations of the recorded points from their mean, their differences to the first, or the increments from point to point.
+    hessian
+        Eigenvectors of the Hessian at each measured point; by default as many as --dims, and 0 leaves the Hessian out.
+    at
+        Recorded steps at which gradients are measured, separated by commas.
+    points
+        Instead, about this many, evenly on a logarithmic axis; default 12.
+    max_products
+        With the Hessian at a point: give up after this many; what did not converge is told.
+    """
+    where = _alone(run)
+    common = common.resolved()
+    if at is not None and points is not None:
+        raise UsageError("--at and --points both choose the steps. Leave one of them out.")
+    chosen: dict[str, Any] = {
+        "top": dims,
+        "centring": centring,
+        "hessian": hessian,
+        "at": None if at is None else _listed(at),
+        "points": 12 if points is None else points,
+        "max_products": max_products,
+    }
+    other = None if against is None else _alone(against)
+    paths = {
+        "path": where.run.trajectory().identity,
+        "against": None if other is None else [other.within(where.run), other.run.trajectory().identity],
+    }
+
+    def compute() -> Result:
+        from landscape.analysis.dimensions import dimension, require_same_parameters
+        from landscape.recordings import require_common_frozen
+
+        site, task = _site(where, options, common)
+        trajectory, second = where.run.trajectory(), None
+        if other is not None:
+            second = other.run.trajectory()
+            require_same_parameters(trajectory, second)
+            require_common_frozen(site, _at(other, task, options, common))
+        found = _about(dimension(site.train, trajectory, against=second, seed=common.seed, **chosen), site, task)
+        return found if other is None else dataclasses.replace(found, provenance={**found.provenance, "against": str(other.run.folder)})  # fmt: skip
+
+    answer(where.run, "dimensions", {**paths, **chosen, **_asked(options, common)}, compute, common.json)
 
 
 def barrier(
@@ -412,6 +484,22 @@ def surface(
     answer(
         where.run, "surface", {**_about_place(where), **path, **chosen, **_asked(options, common)}, compute, common.json
     )
+
+
+def _alone(run: str) -> Place:
+    """The last point of a run that is named without one."""
+    where = place(run)
+    if not (Path(run).is_dir() or run.endswith("@last")):
+        raise UsageError(f"{run} is one point, and every recorded one is asked for: name the run alone.")
+    return where
+
+
+def _listed(text: str) -> list[int]:
+    """Steps separated by commas."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--at takes recorded steps separated by commas, such as 0,100,2000; got {text!r}.") from None
 
 
 def _leave_out(given: dict[str, bool], reason: str) -> None:

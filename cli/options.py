@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from landscape.results import Result
+    from landscape.tasks import Task
 
 
 def _whole(kind: object, tokens: Sequence[Token]) -> int:
@@ -60,6 +61,36 @@ class Common:
         from landscape.recordings import device_of, dtype_of
 
         return device_of(self.device), dtype_of(self.resolved().dtype or "")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """The variant of a task."""
+
+    width: float = 1
+    """Factor on the network's widths."""
+    activation: str | None = None
+    """Of the network: relu, tanh, gelu, ..."""
+    norm: str | None = None
+    """Of the network: batch, group, layer or none."""
+    data: Path | None = None
+    """Folder of the data set."""
+    limit: Annotated[int | None, WHOLE] = None
+    """Use this many training rows only."""
+    label_noise: str | None = None
+    """Wrong labels in a share of the training rows: uniform:0.4, pairwise:0.4, or authors:0.2 as in the code of Li et al. 2022; another draw with uniform:0.4@3."""
+
+    def task(self, spec: str, *, download: bool = False) -> Task:
+        """The task of that name in this variant."""
+        from landscape import tasks
+
+        return tasks.find(spec, download=download, **dataclasses.asdict(self))
+
+    def record(self, spec: str) -> dict[str, Any]:
+        """As run.json keeps it. What was not asked for and is younger than the first runs is left out."""
+        kept = {"task": spec, **dataclasses.asdict(self), "data": str(self.data.resolve()) if self.data else None}
+        return {name: value for name, value in kept.items() if name != "label_noise" or value is not None}
 
 
 @Parameter(name="*")

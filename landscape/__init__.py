@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from landscape.analysis.barriers import barrier as barrier
     from landscape.analysis.checks import check as check
+    from landscape.analysis.dimensions import dimension as dimension
     from landscape.analysis.layerwise import layers as layers
+    from landscape.analysis.reductions import reduction as reduction
     from landscape.analysis.spectra import spectrum as spectrum
     from landscape.analysis.stability import sharpness as sharpness
     from landscape.analysis.surfaces import surface as surface
+    from landscape.analysis.thresholds import threshold as threshold
     from landscape.descent import Recipe as Recipe
     from landscape.descent import Start as Start
     from landscape.descent import State as State
     from landscape.descent import descend as descend
+    from landscape.families import Family as Family
     from landscape.objectives import Loss as Loss
     from landscape.objectives import Objective as Objective
     from landscape.objectives import Rows as Rows
@@ -31,23 +35,30 @@ if TYPE_CHECKING:
     from landscape.results import Result as Result
     from landscape.runs import Run as Run
     from landscape.subspaces import Subspace as Subspace
+    from landscape.sweeps import Plan as Plan
+    from landscape.sweeps import sweep as sweep
     from landscape.tasks import Task as Task
     from landscape.trajectories import Trajectory as Trajectory
 
 _HOMES = {
     "landscape.analysis.barriers": ("barrier",),
     "landscape.analysis.checks": ("check",),
+    "landscape.analysis.dimensions": ("dimension",),
+    "landscape.analysis.reductions": ("reduction",),
+    "landscape.analysis.thresholds": ("threshold",),
     "landscape.analysis.stability": ("sharpness",),
     "landscape.analysis.layerwise": ("layers",),
     "landscape.analysis.spectra": ("spectrum",),
     "landscape.analysis.surfaces": ("surface",),
     "landscape.descent": ("Recipe", "Start", "State", "descend"),
+    "landscape.families": ("Family",),
     "landscape.objectives": ("Loss", "Objective", "Rows"),
     "landscape.operators": ("SymmetricOperator", "eigenpairs", "lanczos"),
     "landscape.recordings": ("import_checkpoints", "record", "site"),
     "landscape.results": ("Result",),
     "landscape.runs": ("Run",),
     "landscape.subspaces": ("Subspace",),
+    "landscape.sweeps": ("Plan", "sweep"),
     "landscape.tasks": ("Task",),
     "landscape.trajectories": ("Trajectory",),
 }

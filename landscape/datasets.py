@@ -114,6 +114,72 @@ def limited(data: Data, limit: int) -> Data:
     return assemble(train, data.test, data.classes, f"{data.description}; {limit} of {len(data.train)} train rows")
 
 
+NOISES = ("uniform", "pairwise", "authors")
+_NOISE_FORM = "Write it as uniform:0.4 or, with another seed than 0, uniform:0.4@3"
+
+
+@dataclass(frozen=True)
+class LabelNoise:
+    """Wrong labels put among the train labels on purpose; `read` it from text such as `uniform:0.4@3`.
+
+    uniform   an exact share of the rows, drawn at random, each gets another class, all others being equally likely (symmetric noise)
+    pairwise  an exact share of the rows, drawn at random, goes from class k to k + 1, the last to the first (Han et al. 2018, "pair flip")
+    authors   the first rows, in their order, get classes drawn from all of them, so that one in K stays right by chance (the code of Li et al. 2022, DLDR)
+    """
+
+    kind: str
+    share: float  # of the train rows, in (0, 1]
+    seed: int = 0
+
+    @staticmethod
+    def read(text: str) -> LabelNoise:
+        """From `KIND:SHARE` or `KIND:SHARE@SEED`. Raises UsageError on anything else."""
+        kind, _, rest = text.strip().partition(":")
+        if kind not in NOISES:
+            raise unknown("label noise", kind, NOISES)
+        share, at, seed = rest.partition("@")
+        try:
+            noise = LabelNoise(kind, float(share), int(seed) if at else 0)
+        except ValueError:
+            raise UsageError(f"label noise {text!r} cannot be read. {_NOISE_FORM}.") from None
+        if not 0 < noise.share <= 1:
+            raise UsageError(f"label noise has a share of the rows in (0, 1]; got {share}. {_NOISE_FORM}.")
+        return noise
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.share}" + (f"@{self.seed}" if self.seed else "")
+
+
+def mislabelled(data: Data, noise: LabelNoise) -> Data:
+    """The same data with wrong labels in `noise`'s share of the train rows, rounded to whole rows; the test rows stay, the fingerprint changes.
+
+    The draws come from the stream (seed, "label-noise"): they depend on nothing else.
+    Raises UsageError where the targets are no classes, or the share is less than half a row.
+    """
+    if data.classes is None or len(data.classes) < 2:
+        raise UsageError(
+            "label noise is for targets that are two or more classes, numbered from 0; these are not. Leave it out."
+        )
+    total, classes = len(data.train), len(data.classes)
+    count = round(noise.share * total)
+    if not count:
+        raise UsageError(
+            f"label noise {noise} of {total} train rows is none. Give a share of at least {1 / total:.2g}."
+        )
+    stream = generator(noise.seed, "label-noise")
+    labels = data.train.targets.clone()
+    if noise.kind == "authors":
+        labels[:count] = torch.randint(classes, (count,), generator=stream).to(labels)
+    else:
+        places = torch.randperm(total, generator=stream)[:count].to(labels.device)
+        # a shift by 1..K-1 never ends where it began, and reaches every other class with equal chances
+        shift = torch.randint(1, classes, (count,), generator=stream).to(labels) if noise.kind == "uniform" else 1
+        labels[places] = (labels[places] + shift) % classes
+    what = f"{count} train labels drawn anew" if noise.kind == "authors" else f"{count} wrong train labels"
+    description = f"{data.description}; {what} ({noise})"
+    return assemble(Rows(data.train.inputs, labels), data.test, data.classes, description)
+
+
 def assemble(train: Rows, test: Rows, classes: tuple[str, ...] | None, description: str) -> Data:
     """Check rows and bind them into Data.
 

@@ -43,6 +43,14 @@ NormMode = Literal["eval", "batch"]
 Curvature = Literal["hessian", "gauss-newton", "fisher", "empirical-fisher", "gradient-covariance"]
 CURVATURES: tuple[Curvature, ...] = ("hessian", "gauss-newton", "fisher", "empirical-fisher", "gradient-covariance")
 
+# rows x points that are evaluated at once in lockstep. On a CPU what lies between two layers then stays in a cache (digits-mlp, 96 points: 2^12 and 2^17 were a
+# fourth slower); a GPU wants large pieces, which at 2^20 take some 100 MiB a layer
+EVALUATED = {"cpu": 2**14}
+EVALUATED_ELSEWHERE = 2**20
+# up to so many classes torch's cross-entropy by rows is 3 times faster along the other axis (10 classes, 64 to 30,000 rows, forward and backward; slower from 100 on)
+FEW_CLASSES = 32
+# points that are evaluated in lockstep: more are no faster, and their activations take memory
+LOCKSTEP = 256
 
 # -- rows -------------------------------------------------------------------------------------------------------------
 
@@ -187,13 +195,18 @@ def _from_module(module: nn.Module, name: str) -> Loss:
     threshold = next((value for kind, value in _BINARY.items() if isinstance(module, kind)), None)
     class_weights = getattr(module, "weight", None) if classifies else None
     ignored = int(getattr(module, "ignore_index", -100))
+    classes_last = isinstance(module, nn.CrossEntropyLoss)
 
     def fitted(outputs: Tensor, targets: Tensor) -> Tensor:
         return _like(outputs, targets, name) if elementwise else targets
 
     def rows(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         targets = fitted(outputs, targets)
-        losses = (rowwise if stateless else rowwise.to(outputs.device, outputs.dtype))(outputs, targets)
+        asked = rowwise if stateless else rowwise.to(outputs.device, outputs.dtype)
+        if classes_last and outputs.ndim == 2 and targets.ndim == 1 and outputs.shape[1] <= FEW_CLASSES:
+            losses = asked(outputs.T.unsqueeze(0), targets.unsqueeze(0))[0]
+        else:
+            losses = asked(outputs, targets)
         if not classifies or targets.is_floating_point():  # probabilities as targets: plain mean
             return _ones(_per_row(_checked(losses, outputs)))
         counted = (targets != ignored).to(losses.dtype)
@@ -625,6 +638,33 @@ class Objective:
         ), point
 
     @staticmethod
+    def of_many(
+        modules: Sequence[nn.Module],
+        loss: str | nn.Module | Callable[..., Tensor] | Loss,
+        rows: Rows,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> tuple[Objective, Tensor, Buffers]:
+        """The objective that modules of one kind share, with their present parameters (E, D) and their buffers (E, ...), each with a leading axis.
+
+        Raises UsageError, naming the tensor, where they differ in one that does not move: an ensemble shares these.
+        """
+        f, _ = Objective.of(modules[0], loss, rows, device=device, dtype=dtype)
+        assert isinstance(f.model, Network)
+        found = [Network.of(module, f.device, dtype) for module in modules]
+        for place, (network, _, _) in enumerate(found):
+            for mine, theirs in ((f.model.frozen, network.frozen), (f.model.constants, network.constants)):
+                for name, value in mine.items():
+                    if not torch.equal(value, theirs[name]):
+                        raise UsageError(
+                            f"{name!r} does not move and differs between the models 0 and {place} (of the first and another seed): what goes in lockstep shares such "
+                            "tensors. Make it the same for every seed, or give one seed."
+                        )
+        buffers = {name: torch.stack([own[name] for _, _, own in found]) for name in f.buffers}
+        return f, torch.stack([point for _, point, _ in found]), buffers
+
+    @staticmethod
     def from_function(
         function: Callable[[Tensor], Tensor],
         dim: int,
@@ -696,13 +736,43 @@ class Objective:
         """f at one point (d,) or at many (E, d): () or (E,), in float64 where the device has it."""
         return self.value(z).loss
 
-    def value(self, z: Tensor) -> Value:
-        """Loss and accuracy over all rows, at one point (d,) or many (E, d)."""
+    def value(self, z: Tensor, buffers: Buffers | None = None) -> Value:
+        """Loss and accuracy over all rows, at one point (d,) or many (E, d). buffers: those of each of many points, with a leading axis E; else all have the objective's."""
         w = self.lift(self._points(z))
-        if z.ndim == 2:
-            values = [self._value(point) for point in w]
-            return Value(torch.stack([v.loss for v in values]), torch.stack([v.accuracy for v in values]))
-        return self._value(w)
+        if z.ndim == 1:
+            return self._value(w)
+        if not self.model.lockstep:
+            owns = [self if buffers is None else self._member(buffers, place) for place in range(len(w))]
+            values = [own._value(point) for own, point in zip(owns, w, strict=True)]
+        else:
+            if buffers is None:
+                buffers = {name: value.expand(len(w), *value.shape) for name, value in self.buffers.items()}
+            values = [
+                self._values(w[first : first + LOCKSTEP], {k: v[first : first + LOCKSTEP] for k, v in buffers.items()})
+                for first in range(0, len(w), LOCKSTEP)
+            ]
+        join = torch.cat if self.model.lockstep else torch.stack
+        return Value(join([v.loss for v in values]), join([v.accuracy for v in values]))
+
+    def _member(self, buffers: Buffers, place: int) -> Objective:
+        return self.with_buffers({name: value[place] for name, value in buffers.items()})
+
+    def _values(self, w: Tensor, buffers: Buffers) -> Value:
+        """Loss and accuracy (E,) at parameter vectors (E, D) in lockstep."""
+        members, parts = len(w), self.model.split(w)
+        sums = torch.zeros(4, members, dtype=_exact(self.device), device=self.device)
+        # under BatchNorm by the statistics of a chunk, a chunk is what it is for one point
+        size = (
+            self.chunk
+            if self.norm == "batch"
+            else min(self.chunk, max(1, EVALUATED.get(self.device.type, EVALUATED_ELSEWHERE) // members))
+        )
+        for rows in self.rows.chunks(size):
+            with torch.no_grad():
+                found = self._by_row(self._outputs(parts, buffers, rows), rows)
+                sums += torch.stack([part.to(sums.dtype).sum(1) for part in found])
+        loss, weight, right, counted = sums
+        return Value(loss / weight, right / counted)
 
     def by_row(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Loss l_i / mean(c) (N,) and share of right answers (N,) of each row at one point (d,); the mean of the first is f."""
@@ -874,19 +944,32 @@ class Objective:
         losses, weights = self.loss.rows(outputs, rows.targets)
         return losses, weights, *self.loss.correct(outputs.detach(), rows.targets)
 
+    def _outputs(self, parts: Parts, buffers: Buffers, rows: Rows) -> Tensor:
+        """Outputs (E, n, ...) of many parameter vectors (E, D), each with buffers of its own, on the same rows."""
+
+        def one(member: Parts, own: Buffers) -> Tensor:
+            return self.model.forward(member, own, rows.inputs, self.norm)[0]
+
+        with _without_attention_fastpath(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels are not batched
+            outputs: Tensor = torch.func.vmap(one)(parts, dict(buffers))
+        return outputs
+
     def _ensemble(self, parts: Parts, rows: Rows) -> tuple[Tensor, Tensor]:
         """Losses and weights (E, n) of many parameter vectors (E, D) on the same rows."""
 
-        def one(member: Parts, buffers: Buffers) -> tuple[Tensor, Tensor]:
-            return self.loss.rows(self.model.forward(member, buffers, rows.inputs, self.norm)[0], rows.targets)
-
         members = len(parts[0])
-        buffers = {
-            name: value.expand(members, *value.shape) for name, value in self.buffers.items()
-        }  # batch mode writes to them
-        with _without_attention_fastpath(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels are not batched either
-            losses, weights = torch.func.vmap(one)(parts, buffers)
+        # of each its own, since batch mode writes to them
+        buffers = {name: value.expand(members, *value.shape) for name, value in self.buffers.items()}
+        losses, weights = self._by_row(self._outputs(parts, buffers, rows), rows)[:2]
         return losses, weights
+
+    def _by_row(self, outputs: Tensor, rows: Rows) -> tuple[Tensor, ...]:
+        """Of outputs (E, n, ...): loss, its weight, right and counted answers, (E, n) each. The loss knows rows, not members: all of them are its rows at once."""
+        members = len(outputs)
+        targets = rows.targets.expand(members, *rows.targets.shape).flatten(0, 1)
+        outputs = outputs.flatten(0, 1)
+        found = (*self.loss.rows(outputs, targets), *self.loss.correct(outputs.detach(), targets))
+        return tuple(part.view(members, -1) for part in found)
 
     @cached_property
     def _moves(self) -> dict[tuple[int, ...], tuple[int, ...]]:

@@ -15,7 +15,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,12 +25,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from landscape import checkpoints, files, tasks
-from landscape.descent import Recipe, Start, State, descend, recorded
+from landscape import checkpoints, families, files, solvers, subspaces, tasks
+from landscape.descent import Recipe, Start, State, descend, recorded, redrawn
 from landscape.errors import LandscapeError, UnsafeInputError, UsageError, unknown
+from landscape.families import Choice, Family, Source
 from landscape.objectives import Buffers, Objective
 from landscape.runs import Place, Run, now
 from landscape.seeds import child_seed
+from landscape.subspaces import Subspace
 from landscape.tasks import Task
 from landscape.trajectories import Layout, Row, TrajectoryWriter
 
@@ -85,7 +87,8 @@ def record(
     device: torch.device,
     dtype: torch.dtype,
     commit_seconds: float = COMMIT_SECONDS,
-    restrict: Callable[[Objective, Tensor], tuple[Objective, Tensor]] | None = None,
+    restrict: Callable[[Objective, Tensor], tuple[Objective, Tensor | Start]] | None = None,
+    descent: Callable[[Objective, Start, Recipe, int], Iterator[State]] | None = None,
 ) -> Iterator[Progress]:
     """Descend on the task's training rows, or go on where a stopped run was, and commit into the run's folder; yields after each evaluation.
 
@@ -93,20 +96,23 @@ def record(
     all rows, besides at the first and last state (20 draws a curve).
     restrict: from the whole objective and its start, what to descend on instead and from where, such as
     `lambda f, w: (f.restrict(subspaces.random(w, 64, generator(seed, "subspace"))), w.new_zeros(64))`; the same at every call. What is recorded is
-    the point among all parameters; only resume.safetensors holds coordinates.
+    the point among all parameters; only resume.safetensors holds coordinates. descent: what makes the states, by default `descend`.
+    See `Within` for both.
     Raises LandscapeError when the loss stops being finite; everything up to there is kept.
     """
-    f, start = Objective.of(task.make(seed), task.loss, task.data.train, device=device, dtype=dtype)
-    if restrict is not None:
-        f, start = restrict(f, start)
-    test = f.on(task.data.test)
+    f, whole = Objective.of(task.make(seed), task.loss, task.data.train, device=device, dtype=dtype)
     with files.exclusive(run.folder):
+        start: Tensor | Start = whole
+        if restrict is not None:
+            f, start = restrict(f, whole)
+        test = f.on(task.data.test)
+        start = start if isinstance(start, Start) else Start(start)
         files.drop_torn_tail(run.metrics_path)
         files.sweep(run.folder, run.resume_path.name)
         measured = int(max(run.metrics().get("step", [-1])))
         writer = TrajectoryWriter(run.trajectory_path, f.model.layout)
         _keep_frozen(run, f)
-        begin = _resumed(run, f) or Start(start)
+        begin = _resumed(run, f, start.scale) or start
         due = next((step for step in range(begin.step - 1, -1, -1) if recorded(step, recipe.steps, every)), -1)
         if writer.last_step < due:
             raise UnsafeInputError(
@@ -123,14 +129,14 @@ def record(
                 files.write_atomic(run.resume_path, _resume_bytes(state))
 
         try:
-            for state in descend(f, begin, recipe, seed):
-                full = recorded(state.step, recipe.steps, every) and writer.append(_row(state, f))
+            for state in (descent or descend)(f, begin, recipe, seed):
+                full = recorded(state.step, recipe.steps, every) and writer.append(row_of(state, f))
                 if state.step % interval == 0 or state.step == recipe.steps:
                     if not math.isfinite(float(state.loss)):
                         raise LandscapeError(
                             f"the loss is {float(state.loss)} at step {state.step}: descent diverged. Use a smaller --lr, --warmup or --clip; what was recorded is kept."
                         )
-                    metrics = _metrics(state, f, test)
+                    metrics = _metrics(state, f, test, recipe)
                     if state.step > measured:
                         files.append_line(run.metrics_path, metrics)
                     yield Progress(state.step, recipe.steps, metrics)  # type: ignore[arg-type]
@@ -174,7 +180,7 @@ def stop_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _metrics(state: State, f: Objective, test: Objective) -> dict[str, object]:
+def _metrics(state: State, f: Objective, test: Objective, recipe: Recipe) -> dict[str, object]:
     buffers = state.buffers
     train_value, test_value = (g.with_buffers(buffers).value(state.point) for g in (f, test))
     numbers = {
@@ -184,18 +190,18 @@ def _metrics(state: State, f: Objective, test: Objective) -> dict[str, object]:
         "train_accuracy": float(train_value.accuracy),
         "test_loss": float(test_value.loss),
         "test_accuracy": float(test_value.accuracy),
+        **{name: float(count) for name, count in solvers.counts(state.moments, recipe).items()},
     }
     return {"step": state.step, **{name: value if math.isfinite(value) else None for name, value in numbers.items()}}
 
 
-def _row(state: State, f: Objective) -> Row:
-    return Row(
-        state.step,
-        f.lift(state.point).cpu().numpy(),
-        flat_buffers(f.model.layout, state.buffers),
-        float(state.loss),
-        state.rate,
-    )
+def row_of(state: State, f: Objective, member: int | None = None) -> Row:
+    """What a trajectory keeps of a state, or of one member of an ensemble's."""
+    point, buffers, loss = f.lift(state.point), state.buffers, state.loss
+    if member is not None:
+        point, loss = point[member], loss[member]
+        buffers = {name: value[member] for name, value in buffers.items()}
+    return Row(state.step, point.cpu().numpy(), flat_buffers(f.model.layout, buffers), float(loss), state.rate)
 
 
 def flat_buffers(layout: Layout, buffers: Buffers) -> np.ndarray:
@@ -218,8 +224,26 @@ def named_buffers(layout: Layout, row: np.ndarray, like: Buffers) -> dict[str, T
 def _resume_bytes(state: State) -> bytes:
     tensors = {"point": state.point, **{f"moment.{i}": moment for i, moment in enumerate(state.moments)}}
     tensors |= {f"buffer.{name}": value for name, value in state.buffers.items()}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    return safetensors.torch.save(tensors, {"step": str(state.step), "crc32": str(_checksum(state.step, tensors))})
+    return _sealed(state.step, tensors)
+
+
+def _sealed(step: int, tensors: Mapping[str, Tensor]) -> bytes:
+    """Tensors of a step as the bytes of a safetensors file, with their checksum."""
+    held = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    return safetensors.torch.save(held, {"step": str(step), "crc32": str(_checksum(step, held))})
+
+
+def _unsealed(path: Path, device: torch.device, advice: str) -> tuple[int, dict[str, Tensor]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        step, crc = int(metadata["step"]), int(metadata["crc32"])
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise UnsafeInputError(f"the {path.stem} file is damaged ({error}). {advice}") from None
+    if _checksum(step, tensors) != crc:
+        raise UnsafeInputError(f"the {path.stem} file is damaged: its checksum does not match. {advice}")
+    return step, {name: value.to(device) for name, value in tensors.items()}
 
 
 def _checksum(step: int, tensors: Mapping[str, Tensor]) -> int:
@@ -229,22 +253,13 @@ def _checksum(step: int, tensors: Mapping[str, Tensor]) -> int:
     return crc
 
 
-def _resumed(run: Run, f: Objective) -> Start | None:
+def _resumed(run: Run, f: Objective, scale: Tensor | float | None) -> Start | None:
     if not run.resume_path.exists():
         return None
     advice = f"Restore {run.resume_path} from a copy, or delete it to descend again from step 0: committed rows stay as they are."
-    try:
-        with safetensors.safe_open(run.resume_path, framework="pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        step, crc = int(metadata["step"]), int(metadata["crc32"])
-    except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise UnsafeInputError(f"the resume file is damaged ({error}). {advice}") from None
-    if _checksum(step, tensors) != crc:
-        raise UnsafeInputError(f"the resume file is damaged: its checksum does not match. {advice}")
-    moved = {name: value.to(f.device) for name, value in tensors.items()}
+    step, moved = _unsealed(run.resume_path, f.device, advice)
     moments = tuple(moved[f"moment.{i}"] for i in range(sum(name.startswith("moment.") for name in moved)))
-    return Start(moved["point"], step, moments, {name: moved[f"buffer.{name}"] for name in f.buffers})
+    return Start(moved["point"], step, moments, {name: moved[f"buffer.{name}"] for name in f.buffers}, scale)
 
 
 def _keep_frozen(run: Run, f: Objective) -> None:
@@ -252,6 +267,72 @@ def _keep_frozen(run: Run, f: Objective) -> None:
     named = {entry.name: frozen[entry.name].cpu().contiguous() for entry in f.model.layout.of("frozen")}
     if named and not run.frozen_path.exists():
         files.write_atomic(run.frozen_path, safetensors.torch.save(named))
+
+
+# -- descend within a subspace ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Within:
+    """A subspace to descend in, for `record`: record(run, ..., restrict=within.restrict(run, recipe, seed), descent=within.descent).
+
+    Origin and directions that come from data are kept in the run's subspace.safetensors, and what is to know of them in run.json: the source may go.
+    """
+
+    family: Family
+    burn_in: Recipe  # of the whole space, for a burn-in without a source
+    choice: Choice = field(default_factory=Choice)
+    source: Source | None = None
+    redraw: int = 0  # draw another random subspace, through the point reached, every so many steps; 0: never
+    scale: float | None = None  # factor on the rate; None: the first step is as long as in the whole space
+
+    def restrict(self, run: Run, recipe: Recipe, seed: int) -> Callable[[Objective, Tensor], tuple[Objective, Start]]:
+        """What `record` restricts the objective to, and where the descent starts."""
+
+        def restricted(f: Objective, w: Tensor) -> tuple[Objective, Start]:
+            assert self.family.dim is not None
+            if not run.subspace_path.exists():
+                self._choose(run, f, w, seed)
+            _, kept = _unsealed(
+                run.subspace_path, f.device, f"Restore {run.subspace_path} from a copy, or train into another --out."
+            )
+            origin, directions = kept["origin"], kept.get("directions")
+            buffers = {name: kept[f"buffer.{name}"] for name in f.buffers}
+            scale = self.scale or self.family.scale(recipe.optimizer, f.dim)
+            if self.redraw:
+                return f, Start(origin, buffers=buffers, scale=scale)
+            if directions is None:
+                space = families.draw(origin, self.family.dim, seed, self.choice, f.model.layout)
+            else:
+                space = subspaces.span(origin, directions)
+            return f.restrict(space), Start(origin.new_zeros(space.dim), buffers=buffers, scale=scale)
+
+        return restricted
+
+    def descent(self, f: Objective, start: Start, recipe: Recipe, seed: int) -> Iterator[State]:
+        """What makes the states."""
+        if not self.redraw:
+            return descend(f, start, recipe, seed)
+
+        def another(k: int, origin: Tensor) -> Subspace:
+            assert self.family.dim is not None
+            return families.draw(origin, self.family.dim, seed, self.choice, f.model.layout, k)
+
+        return redrawn(f, start, recipe, seed, another, self.redraw)
+
+    def _choose(self, run: Run, f: Objective, w: Tensor, seed: int) -> None:
+        chosen = families.choose(
+            self.family, f, w, seed=seed, choice=self.choice, burn_in=self.burn_in, source=self.source
+        )
+        buffers = chosen.buffers or f.buffers
+        if chosen.row is not None and self.source is not None:
+            trajectory = self.source.trajectory
+            buffers = named_buffers(trajectory.layout, trajectory.row(chosen.row).buffers, f.buffers)
+        tensors = {"origin": chosen.subspace.origin, **{f"buffer.{name}": value for name, value in buffers.items()}}
+        if chosen.directions is not None:
+            tensors["directions"] = chosen.directions
+        files.write_atomic(run.subspace_path, _sealed(0, tensors))
+        run.update(subspace=chosen.facts)
 
 
 # -- import into a run --------------------------------------------------------------------------------------------------
@@ -351,6 +432,7 @@ def task_of(run: Run, *, code: str | None = None, data: Path | None = None) -> T
         norm=options.get("norm"),
         data=folder,
         limit=options.get("limit"),
+        label_noise=options.get("label_noise"),
     )
     known = run.record().get("fingerprint")
     if known and known != task.data.fingerprint:

@@ -5,6 +5,7 @@
       metrics.jsonl       step, learning rate, loss and accuracy on train and test rows
       trajectory/         see landscape.trajectories
       resume.safetensors  what a stopped descent needs to go on
+      subspace.safetensors  where the descent was in a subspace: its origin, and directions that come from data
       results/*.json      one an answer
       report.html         made by `landscape report`
 
@@ -66,6 +67,11 @@ class Run:
     def resume_path(self) -> Path:
         """resume.safetensors."""
         return self.folder / "resume.safetensors"
+
+    @property
+    def subspace_path(self) -> Path:
+        """Origin and directions of the subspace that was descended in, where it was one."""
+        return self.folder / "subspace.safetensors"
 
     @property
     def results_path(self) -> Path:

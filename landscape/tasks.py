@@ -36,7 +36,7 @@ from torch.nn import functional
 from torch.utils.data import default_collate
 
 from landscape import datasets, networks
-from landscape.datasets import Data
+from landscape.datasets import Data, LabelNoise
 from landscape.errors import LandscapeError, UsageError, unknown
 from landscape.objectives import Inputs, Loss, Rows
 from landscape.seeds import global_stream
@@ -132,6 +132,7 @@ def find(
     data: Path | None = None,
     download: bool = False,
     limit: int | None = None,
+    label_noise: str | None = None,
 ) -> Task:
     """The task that `spec` names, with its data loaded.
 
@@ -142,10 +143,12 @@ def find(
     data        the folder of the data files; None: the user's cache (see datasets.load). Refused, as is `download`, where the data set needs no files
     download    fetch missing data
     limit       keep this many train rows
+    label_noise wrong labels among the train rows that are kept, such as `uniform:0.4` (see datasets.LabelNoise)
 
     Names are checked before anything is loaded. Raises UsageError for a name, a combination or an option that cannot
     work, and LandscapeError, with the user's own traceback, where the user's code fails.
     """
+    noise = LabelNoise.read(label_noise) if label_noise is not None else None
     if is_code(spec):
         given = {"width": width != 1, "activation": activation, "norm": norm, "data": data, "download": download}
         idle = [f"--{name}" for name, value in given.items() if value]
@@ -154,7 +157,7 @@ def find(
                 f"{', '.join(idle)} would do nothing for {spec}: your function builds its model and loads its data "
                 "itself. Leave it out, and choose inside the function."
             )
-        return _from_code(spec, limit)
+        return _from_code(spec, limit, noise)
     dataset, network = _parse(spec)
     if dataset not in datasets.NEEDS_FOLDER and (data is not None or download):
         flag = "--data" if data is not None else "--download"
@@ -166,6 +169,8 @@ def find(
     shape = datasets.ROW_SHAPES.get(dataset)
     networks.check(network, inputs=shape or (3, 32, 32), outputs=1, width=width, activation=activation, norm=norm)
     loaded = datasets.load(dataset, folder=data, download=download, limit=limit)
+    if noise is not None:
+        loaded = datasets.mislabelled(loaded, noise)
     inputs = loaded.train.inputs
     if not isinstance(inputs, Tensor):
         raise UsageError(f"{network} takes one tensor a row, and {dataset} has several.")
@@ -188,6 +193,7 @@ def find(
         "norm": norm or networks.own_norm(network),
         "data": str(data.resolve()) if data is not None else None,
         "limit": limit,
+        "label_noise": str(noise) if noise else None,
     }
     loss = "mse" if loaded.classes is None else "cross-entropy"
     description = f"{loaded.description}; {networks.NETWORKS[network]}"
@@ -226,7 +232,7 @@ class _Problem:
     data: Any
 
 
-def _from_code(spec: str, limit: int | None) -> Task:
+def _from_code(spec: str, limit: int | None, noise: LabelNoise | None) -> Task:
     where, name = spec.rsplit(":", 1)
     with _importable(where), _theirs(spec):
         module = _module(where)
@@ -251,6 +257,8 @@ def _from_code(spec: str, limit: int | None) -> Task:
         if limit < 1:
             raise UsageError(f"a limit of {limit} train rows: give 1 or more, or leave it out for all of them.")
         data = datasets.limited(data, limit)
+    if noise is not None:
+        data = datasets.mislabelled(data, noise)
 
     def make(seed: int) -> nn.Module:
         model = call(seed).model
@@ -258,7 +266,7 @@ def _from_code(spec: str, limit: int | None) -> Task:
         # training one copy must not move another
         return copy.deepcopy(model) if model is first.model else model
 
-    options = {"code": spec, "seeded": seeded, "limit": limit}
+    options = {"code": spec, "seeded": seeded, "limit": limit, "label_noise": str(noise) if noise else None}
     description = f"{inspect.getdoc(function) or spec}".partition("\n")[0]
     return Task(
         spec,

@@ -25,7 +25,7 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +35,10 @@ import numpy as np
 from safetensors.numpy import save
 
 from landscape import files
-from landscape.errors import LandscapeError, UnsafeInputError, UsageError
+from landscape.errors import LandscapeError, UnsafeInputError, UsageError, unknown
+
+Centring = Literal["centred", "uncentred", "increments"]
+CENTRINGS: tuple[Centring, ...] = ("centred", "uncentred", "increments")
 
 # a segment holds about this much: large enough for sequential speed, small enough to write in a fraction of a second
 SEGMENT_BYTES = 64 * 2**20
@@ -263,6 +266,29 @@ def _manifest(folder: Path) -> list[_Segment]:
     return segments
 
 
+def _deviations(points: np.ndarray, centring: Centring) -> np.ndarray:
+    """The vectors (n, ...) or (n - 1, ...) that `centring` makes of points (n, ...). Overwrites these."""
+    if centring not in CENTRINGS:
+        raise unknown("centring", centring, CENTRINGS)
+    if centring == "increments":
+        points = np.diff(points, axis=0)
+    elif centring == "uncentred":
+        points, first = points[1:], points[:1]
+        points -= first
+    elif len(points):
+        points -= points.mean(axis=0)
+    return points
+
+
+def _orthonormal(directions: np.ndarray) -> np.ndarray:
+    """The rows (d, D), orthonormal again without a turn: a Gram matrix leaves those that hold hardly more than its rounding skew. Overwrites them."""
+    from scipy.linalg import qr  # a quarter of a second that `show` can do without
+
+    q, r = qr(directions.T, mode="economic", overwrite_a=True, check_finite=False)
+    turned: np.ndarray = (q * np.where(r.diagonal() < 0, -1.0, 1.0)).T
+    return turned
+
+
 @dataclass(frozen=True, eq=False)
 class Trajectory:
     """A committed store, read lazily. A snapshot: rows committed after `open` are not seen."""
@@ -369,35 +395,48 @@ class Trajectory:
             offset += segment.rows
         return out
 
-    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """All rows, a block of columns at a time: (columns, points (T, columns) float64), about 128 MiB each."""
-        width = max(1, min(self.dim, BLOCK_BYTES // (8 * max(len(self), 1))))
+    def blocks(self, rows: Sequence[int] | None = None) -> Iterator[tuple[slice, np.ndarray]]:
+        """All rows, or those at the indices `rows`, a block of columns at a time: (columns, points (T, columns) float64), about 128 MiB each."""
+        total = len(self) if rows is None else len(rows)
+        width = max(1, min(self.dim, BLOCK_BYTES // (8 * max(total, 1))))
         for first in range(0, self.dim, width):
             columns = slice(first, min(first + width, self.dim))
-            yield columns, self.points(columns=columns).astype(np.float64)
+            if rows is None:
+                yield columns, self.points(columns=columns).astype(np.float64)
+            else:
+                yield columns, np.concatenate([self.points(row, row + 1, columns) for row in rows]).astype(np.float64)
 
-    def gram(self, *, centred: bool = True) -> np.ndarray:
-        """Inner products (T, T) of all points in float64, of the deviations from the mean row where `centred`.
+    def gram(self, *, centring: Centring = "centred", rows: Sequence[int] | None = None) -> np.ndarray:
+        """Inner products in float64 of what `centring` makes of the points of all rows, or of the rows (n of them) at the indices `rows`.
 
-        Streams over column blocks: memory is one block and T x T. Centring each block first keeps the differences of close points exact:
+        centring: `centred`, the n deviations from their mean; `uncentred`, the n - 1 differences of the others from the first; `increments`, the n - 1
+        differences of one from the one before.
+
+        Streams over column blocks: memory is one block and n x n. Taking differences in each block first keeps those of close points exact:
         without it float64 loses |w|^2 / |w - w'|^2 of its digits.
+
+        Raises UsageError where `rows` names a row that is not there.
         """
-        total = np.zeros((len(self), len(self)))
-        for _, block in self.blocks():
-            if centred and len(self):
-                block -= block.mean(axis=0)
-            total += block @ block.T
-        return total
+        rows = self._chosen(rows)
+        return sum(
+            (made @ made.T for made in (_deviations(block, centring) for _, block in self.blocks(rows))),
+            start=np.zeros(()),
+        )
 
-    def principal(self, dim: int) -> tuple[np.ndarray, np.ndarray]:
-        """The first `dim` principal directions (d, D), orthonormal rows in float64, and the variances (T,) along all, descending (they sum to the total).
+    def principal(
+        self, dim: int, *, centring: Centring = "centred", rows: Sequence[int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The first `dim` principal directions (d, D), orthonormal rows in float64, and the variances along all, descending (they sum to the total).
 
-        From the centred Gram matrix G = U diag(s) U^T: direction k = sum_t U_tk (w_t - mean) / sqrt(s_k), its variance s_k / T. A second pass over the
-        store builds the directions. Sign: the last point lies on the positive side.
+        `centring` and `rows` as for `gram`, which says what m vectors v_t of the points are looked at. From the Gram matrix G = U diag(s) U^T of these,
+        direction k is sum_t U_tk v_t / sqrt(s_k), its variance s_k / m (without centring: the mean square). A second pass over the store builds the
+        directions. Sign: the last point, seen from the mean or from the first, lies on the positive side.
 
         Raises UsageError where the points span fewer than `dim` directions.
         """
-        gram = self.gram()
+        rows = self._chosen(rows)
+        count = len(self) if rows is None else len(rows)
+        gram = self.gram(centring=centring, rows=rows)
         if not np.isfinite(gram).all():
             raise LandscapeError(
                 f"{self.folder} holds points that are NaN or infinite: they have no principal directions."
@@ -405,18 +444,31 @@ class Trajectory:
         values, vectors = np.linalg.eigh(gram)
         values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
         # what float64 can tell from zero in a Gram matrix of this size
-        floor = len(self) * np.finfo(float).eps * max(values[0], 0.0) if len(values) else 0.0
+        floor = len(values) * np.finfo(float).eps * max(values[0], 0.0) if len(values) else 0.0
         rank = int(np.sum(values > floor))
         if not 1 <= dim <= rank:
             raise UsageError(
-                f"asked for {dim} principal directions; the {len(self)} recorded points span {rank}. Record more steps."
+                f"asked for {dim} principal directions; the {count} recorded points span {rank}. "
+                f"{f'Ask for 1 to {rank}, or record' if rank else 'Record'} more steps."
             )
-        weights = vectors[:, :dim] / np.sqrt(values[:dim])
-        weights *= np.where(weights[-1] < 0, -1.0, 1.0)
+        vectors = vectors[:, :dim]
+        # the way to the last point is the last vector, or the sum of all increments
+        ends = vectors.sum(axis=0) if centring == "increments" else vectors[-1]
+        weights = vectors * np.where(ends < 0, -1.0, 1.0) / np.sqrt(values[:dim])
         directions = np.empty((dim, self.dim))
-        for columns, block in self.blocks():
-            directions[:, columns] = weights.T @ (block - block.mean(axis=0))
-        return directions, values / len(self)
+        for columns, block in self.blocks(rows):
+            directions[:, columns] = weights.T @ _deviations(block, centring)
+        return _orthonormal(directions), values / len(values)
+
+    def _chosen(self, rows: Sequence[int] | None) -> list[int] | None:
+        """Indices of rows from 0."""
+        if rows is None:
+            return None
+        total = len(self)
+        for row in rows:
+            if not -total <= row < total:
+                raise UsageError(f"row {row} of a trajectory of {total} rows.")
+        return [int(row) % total for row in rows]
 
     # -- bytes ----------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from landscape import datasets
-from landscape.datasets import DATASETS, ROW_SHAPES, assemble, limited, load, read_idx
+from landscape.datasets import DATASETS, ROW_SHAPES, LabelNoise, assemble, limited, load, mislabelled, read_idx
 from landscape.errors import UnsafeInputError, UsageError
 from landscape.objectives import Rows
 
@@ -109,6 +109,78 @@ def test_limit_keeps_proportions_order_and_test_rows():
     with pytest.raises(UsageError, match="limit of 0"):
         load("digits", limit=0)
     assert limited(whole, 1437) is whole
+
+
+# -- label noise ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["uniform", "pairwise", "authors"])
+def test_label_noise_touches_its_share_of_the_train_labels_and_nothing_else(kind):
+    clean = load("digits")
+    noisy = mislabelled(clean, LabelNoise.read(f"{kind}:0.4"))
+    assert noisy.fingerprint != clean.fingerprint
+    assert torch.equal(noisy.train.inputs, clean.train.inputs)
+    assert torch.equal(noisy.test.targets, clean.test.targets)
+    assert torch.equal(noisy.test.inputs, clean.test.inputs)
+    assert torch.equal(clean.train.targets, load("digits").train.targets)  # the data given were only read
+    assert noisy.train.targets.dtype == clean.train.targets.dtype
+    assert f"{kind}:0.4" in noisy.description
+    again, other = (mislabelled(clean, LabelNoise.read(f"{kind}:0.4{seed}")) for seed in ("@0", "@1"))
+    assert torch.equal(noisy.train.targets, again.train.targets)
+    assert not torch.equal(noisy.train.targets, other.train.targets)
+    changed = noisy.train.targets != clean.train.targets
+    count = 575  # 0.4 of 1,437 is 574.8
+    if kind == "authors":
+        assert not changed[count:].any()
+        # one in ten stays right by chance: 57.5 of 575, standard deviation sqrt(575 x 0.1 x 0.9) = 7.2, and five of them
+        assert abs(int(changed[:count].sum()) - 0.9 * count) < 36
+        return
+    assert int(changed.sum()) == count
+    # drawn among all rows: the first 575 hold 575 x 0.4 = 230 of them, hypergeometric deviation sqrt(230 x 0.6 x 0.6) = 9.1
+    assert abs(int(changed[:count].sum()) - 230) < 46
+    shift = (noisy.train.targets - clean.train.targets)[changed] % 10
+    if kind == "pairwise":
+        assert (shift == 1).all()
+    else:
+        # nine other classes, 63.9 each, deviation sqrt(575 x 1/9 x 8/9) = 7.5
+        counts = shift.bincount(minlength=10)
+        assert counts[0] == 0
+        assert (counts[1:] - 575 / 9).abs().max() < 38
+
+
+def test_pairwise_noise_over_all_rows_is_the_cyclic_permutation():
+    targets = torch.tensor([0, 1, 2, 2])
+    clean = assemble(rows(torch.zeros(4, 1), targets), rows(torch.zeros(1, 1), targets[:1]), ("a", "b", "c"), "")
+    assert mislabelled(clean, LabelNoise("pairwise", 1.0)).train.targets.tolist() == [1, 2, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("unifrom:0.4", "Did you mean 'uniform'"),
+        ("uniform", "cannot be read. Write it as uniform:0.4"),
+        ("uniform:0", r"share of the rows in \(0, 1\]; got 0"),
+        ("uniform:1.5", "got 1.5"),
+        ("uniform:nan", "got nan"),
+        ("uniform:0.4@", "cannot be read"),
+        ("uniform:0.4@x", "uniform:0.4@3"),
+    ],
+)
+def test_label_noise_that_cannot_be_read_is_refused(text, says):
+    with pytest.raises(UsageError, match=says):
+        LabelNoise.read(text)
+
+
+def test_label_noise_is_refused_where_it_means_nothing():
+    with pytest.raises(UsageError, match="targets that are two or more classes"):
+        mislabelled(load("regression"), LabelNoise("uniform", 0.4))
+    with pytest.raises(UsageError, match=r"of 1437 train rows is none\. Give a share of at least 0\.0007"):
+        mislabelled(load("digits"), LabelNoise("uniform", 1e-4))
+
+
+@pytest.mark.parametrize("text", ["uniform:0.4", "pairwise:0.125@7", "authors:1.0", "uniform:0.12345678901@2"])
+def test_label_noise_is_written_as_it_is_read(text):
+    assert str(LabelNoise.read(text)) == text
 
 
 # -- IDX --------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import pytest
 import torch
 from problems import F64, MODULES, close, draw, module, objective, quadratic, rows
 
-from landscape.descent import Recipe, Start, _augment, descend, recorded
+from landscape import subspaces
+from landscape.descent import Recipe, Start, _augment, descend, recorded, redrawn
 from landscape.errors import UsageError
 from landscape.objectives import Objective, Rows
 from landscape.seeds import generator
@@ -287,6 +288,148 @@ def test_descent_in_a_subspace_moves_in_it_and_by_the_projected_gradient(name):
     close(inside[1].point, -recipe.lr * s.project(outside[0].gradient), ROUNDING)
     members = run(f.restrict(s), torch.zeros(2, 6, dtype=F64), recipe)
     close(members[-1].point, torch.stack([inside[-1].point] * 2), ROUNDING)
+
+
+# -- the length of a step ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [3.0, torch.tensor([3.0, 0.5])], ids=["one", "by member"])
+@BOTH
+def test_a_scale_is_a_factor_on_the_rate(recipe, scale):
+    f, start = objective("batchnorm")
+    starts = torch.stack([start, start + 0.1])
+    scaled = run(f, Start(starts, scale=scale), recipe)
+    for e, factor in enumerate((3.0, 3.0) if isinstance(scale, float) else (3.0, 0.5)):
+        other = dataclasses.replace(recipe, lr=recipe.lr * factor)
+        for many, one in zip(scaled, run(f, starts[e], other), strict=True):
+            # Adam divides by sqrt(second moment), as above
+            close(many.point[e], one.point, 1e3 * ROUNDING)
+    for one, other in zip(run(f, Start.of(scaled[5]), recipe), scaled[5:], strict=True):
+        same(one, other)
+        assert torch.equal(one.scale, other.scale)
+    assert run(f, Start(start, scale=3.0), recipe)[0].scale.shape == ()
+
+
+@pytest.mark.parametrize("basis", ["gaussian", "sparse"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_the_first_step_is_as_long_in_a_random_subspace_of_any_dimension(optimizer, basis):
+    """With scale sqrt(D / d) the mean square of |dw| over draws is lr^2 |g|^2 for sgd and lr^2 D for adam, up to (d - 1) / D for rows that are not orthogonal.
+
+    sgd: dw = lr sqrt(D / d) B^T B g. Orthonormal rows: |B g|^2 has mean d / D |g|^2. Gaussian rows of unit norm: E |B^T B g|^2 = d / D (1 + (d - 1) / D) |g|^2.
+    adam: dw = lr sqrt(D / d) B^T sign(B g), d unit rows; Gaussian ones are aligned by the signs: E |B^T sign|^2 = d (1 + (d - 1) c) with c the mean of
+    sign(u.g) sign(v.g) u.v = (E |u.g| / |g|)^2 = 2 / (pi D) up to 1 / D^2 (u.v has mean (u.g)(v.g) / |g|^2 given both).
+    """
+    ambient, draws, lr = 1000, 100, 0.01
+    g = draw(ambient)
+    f = Objective.from_function(lambda w: g @ w, ambient)
+    for d in (2, 16, 128):
+        squares = []
+        for seed in range(draws):
+            s = random_subspace(torch.zeros(ambient, dtype=F64), d, generator(seed, "law", d), basis)
+            start = Start(torch.zeros(d, dtype=F64), scale=math.sqrt(ambient / d))
+            recipe = Recipe(steps=1, optimizer=optimizer, lr=lr, momentum=0.0)
+            squares.append(float(s.lift(run(f.restrict(s), start, recipe)[1].point).square().sum()))
+        squares = np.array(squares) / lr**2
+        overlap = 0.0 if basis != "gaussian" else (d - 1) / ambient * (1 if optimizer == "sgd" else 2 / math.pi)
+        truth = (1 + overlap) * (float(g @ g) if optimizer == "sgd" else ambient)
+        # 4 standard errors; adam's steps on orthonormal rows are the same to its eps = 1e-8 beside |B g|, of about 1
+        assert abs(squares.mean() - truth) <= 4 * squares.std() / math.sqrt(draws) + 1e-5 * truth
+
+
+@pytest.mark.parametrize("scale", [torch.ones(3), torch.ones(1, 2)])
+def test_a_scale_of_another_shape_is_refused(scale):
+    f, z = objective("mlp")
+    with pytest.raises(UsageError, match="one number, or one a member"):
+        next(descend(f, Start(torch.stack([z, z]), scale=scale), Recipe(), 0))
+
+
+# -- bases drawn anew -------------------------------------------------------------------------------------------------
+
+SOLVED = Recipe(steps=12, optimizer="bfgs", lr=0.05, batch_size=4)
+ALL = pytest.mark.parametrize("recipe", [SGD, ADAM, SOLVED], ids=["sgd", "adam", "bfgs"])
+
+
+def haar(number, origin):
+    """A basis of 3 rows; members of an ensemble share it."""
+    rows = random_subspace(torch.zeros_like(origin).reshape(-1, origin.shape[-1])[0], 3, generator(5, "drawn", number), "haar")  # fmt: skip
+    return rows.at(origin)
+
+
+@ALL
+@pytest.mark.parametrize("name", ["mlp", "batchnorm"])
+def test_a_basis_drawn_once_is_descent_in_its_subspace(name, recipe):
+    f, w = objective(name)
+    s = haar(0, w)
+    inside = run(f.restrict(s), Start(torch.zeros(3, dtype=F64), scale=2.0), recipe)
+    for whole, one in zip(redrawn(f, Start(w, scale=2.0), recipe, 0, haar, 1000), inside, strict=True):
+        close(whole.point, s.lift(one.point), 0)
+        close(whole.gradient, s.push(one.gradient), 0)
+        close(whole.loss, one.loss, 0)
+        assert (whole.step, whole.rate) == (one.step, one.rate)
+        assert all(torch.equal(value, one.buffers[key]) for key, value in whole.buffers.items())
+
+
+def bases(steps):
+    return [haar(k, torch.zeros(12, dtype=F64)).push(torch.eye(3, dtype=F64)).numpy() for k in range(steps)]
+
+
+def test_a_basis_drawn_every_step_has_its_linear_recursion():
+    """sgd: w - lr B_t^T B_t g. adam starts anew, so that its steps are lr B_t^T sign(B_t g)."""
+    p = quadratic(np.linspace(0.1, 2, 12))
+    for optimizer, size in (("sgd", lambda b, g: b @ g), ("adam", lambda b, g: np.sign(b @ g))):
+        recipe = Recipe(steps=30, optimizer=optimizer, lr=0.1, schedule="cosine")
+        w = p.point.numpy()
+        for state, b in zip(redrawn(p.f, p.point, recipe, 0, haar, 1), bases(31), strict=True):
+            # adam's eps = 1e-8 beside entries of B g down to 1e-3
+            close(state.point, w, 1e-10 if optimizer == "sgd" else 1e-4)
+            w = w - recipe.rate(state.step) * b.T @ size(b, p.gradient(w))
+
+
+def test_drawn_anew_descent_reaches_what_one_subspace_cannot():
+    p = quadratic(np.ones(12))
+    recipe = Recipe(steps=200, lr=1.0, momentum=0.0)
+    fixed = list(redrawn(p.f, p.point, recipe, 0, haar, 1000))[-1]
+    anew = list(redrawn(p.f, p.point, recipe, 0, haar, 1))[-1]
+    assert float(fixed.loss) > 0.1 * p.value(p.point.numpy())
+    # every step leaves 1 - 3 / 12 of the loss on average: 200 of them 1e-25
+    assert float(anew.loss) < 1e-15
+
+
+@ALL
+@pytest.mark.parametrize("ensemble", [False, True], ids=["one", "ensemble"])
+@pytest.mark.parametrize("name", ["batchnorm", "dropout"])
+def test_drawn_anew_descent_goes_on_bitwise(name, ensemble, recipe):
+    f, w = objective(name)
+    begin = torch.stack([w, w + 0.1]) if ensemble else w
+    whole = list(redrawn(f, Start(begin, scale=2.0), recipe, 7, haar, 4))
+    for at in (0, 3, 4, 6, 8):
+        for one, other in zip(redrawn(f, Start.of(whole[at]), recipe, 7, haar, 4), whole[at:], strict=True):
+            same(one, other)
+    if ensemble and name != "dropout":  # whose members draw masks of their own
+        close(whole[-1].point[0], list(redrawn(f, Start(w, scale=2.0), recipe, 7, haar, 4))[-1].point, 1e-9)
+
+
+def test_bases_of_their_own_are_drawn_for_members():
+    f, w = objective("mlp")
+    starts = torch.stack([w, w + 0.1])
+
+    def of(member):
+        return lambda number, origin: random_subspace(origin, 3, generator(member, "own", number), "haar")
+
+    def both(number, origin):
+        rows = [of(e)(number, origin[e]).push(torch.eye(3, dtype=F64)) for e in range(2)]
+        return subspaces.span(origin, torch.stack(rows))
+
+    together = list(redrawn(f, starts, SGD, 0, both, 5))
+    for e in range(2):
+        for many, one in zip(together, redrawn(f, starts[e], SGD, 0, of(e), 5), strict=True):
+            close(many.point[e], one.point, ROUNDING)
+
+
+def test_a_basis_is_drawn_every_step_at_most():
+    f, w = objective("mlp")
+    with pytest.raises(UsageError, match="k at least 1; got 0"):
+        next(redrawn(f, w, SGD, 0, haar, 0))
 
 
 # -- resuming and values ----------------------------------------------------------------------------------------------

@@ -119,6 +119,16 @@ def test_resnet_weights_are_kaiming_normal():
     assert weight.var().item() == pytest.approx(2 / (9 * 64), rel=5 * math.sqrt(2 / weight.numel()))
 
 
+def test_convolutions_of_the_paper_start_with_lecun_normal_weights():
+    """Variance 1 / fan-in, which the cut at two deviations leaves: of n weights within five standard errors 5 sqrt(2/n). Nothing lies beyond the cut."""
+    with global_stream(0, "test"):
+        module = build("conv3", inputs=MNIST, outputs=10)
+    weight, bias = module.conv3.weight, module.conv3.bias
+    assert weight.var().item() == pytest.approx(1 / (9 * 64), rel=5 * math.sqrt(2 / weight.numel()))
+    assert 2.2 < weight.abs().max().item() * math.sqrt(9 * 64) < 2 / 0.8796  # 36,864 draws come near the cut
+    assert not bias.any()
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -100,7 +100,8 @@ def test_grid_moves_by_half_a_cell_at_most_so_that_the_centre_is_a_node(bowl, ex
         if low <= 0 <= high:
             assert 0.0 in nodes
     if not isinstance(extent, tuple):
-        assert found.node_loss == found.centre_loss == float(f(centre))
+        rounding = D * np.finfo(float).eps  # in lockstep, the sum of D squares goes in another order
+        assert [found.node_loss, found.centre_loss] == pytest.approx([float(f(centre))] * 2, rel=rounding)
 
 
 def test_accuracy_and_loss_stand_at_the_same_node():

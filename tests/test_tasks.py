@@ -97,6 +97,14 @@ def test_options_reach_the_network_and_the_record():
     assert {"width": 2, "activation": "tanh", "norm": "batch", "limit": 50}.items() <= task.options.items()
 
 
+def test_label_noise_reaches_the_rows_that_are_kept_and_the_record():
+    clean, noisy = (find("digits-mlp", limit=50, label_noise=noise) for noise in (None, " uniform:0.4@3"))
+    assert int((noisy.data.train.targets != clean.data.train.targets).sum()) == 20
+    assert (clean.options["label_noise"], noisy.options["label_noise"]) == (None, "uniform:0.4@3")
+    with pytest.raises(UsageError, match="two or more classes"):
+        find("regression-mlp", label_noise="uniform:0.4")
+
+
 def test_the_regression_network_is_smooth():
     assert find("regression-mlp").options["activation"] == "tanh"
     assert find("regression-mlp", activation="relu").options["activation"] == "relu"
@@ -134,6 +142,7 @@ def test_a_hyphenated_data_set_is_not_cut_in_two(tmp_path):
         ("mnist-conv2", {"norm": "batch"}, "no normalisation layers"),
         ("cifar10-resnet20", {"norm": "bach"}, "Did you mean 'batch'"),
         ("cifar10-resnet20", {"width": -1}, "width -1"),
+        ("digits-mlp", {"label_noise": "unifrom:0.4"}, "Did you mean 'uniform'"),
     ],
 )
 def test_names_are_refused_before_anything_is_loaded(spec, options, says, monkeypatch):
@@ -338,6 +347,18 @@ def test_items_that_do_not_stack(user):
     """
     with pytest.raises(UsageError, match=r"cannot be stacked: .*one shape in every item"):
         find(user(body))
+
+
+def test_label_noise_reaches_the_users_classes_and_no_other_targets(user):
+    spec = user("return nn.Linear(2, 3), 'cross-entropy', ((X, Y), (XT, YT))")
+    noisy = find(spec, label_noise="pairwise:0.5")
+    moved = noisy.data.train.targets - torch.tensor([0, 1, 2, 0, 1, 2])
+    assert int((moved % 3 == 1).sum()) == 3
+    assert int((moved == 0).sum()) == 3
+    assert noisy.data.test.targets.tolist() == [1, 2]
+    assert noisy.options["label_noise"] == "pairwise:0.5"
+    with pytest.raises(UsageError, match="two or more classes"):
+        find(user("return nn.Linear(2, 3), 'mse', (X, X @ torch.ones(2, 3))"), label_noise="pairwise:0.5")
 
 
 def test_bad_names_and_options(user, tmp_path):

@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -24,10 +25,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from sklearn.decomposition import PCA
 
 from landscape import files, trajectories
 from landscape.errors import LandscapeError, UnsafeInputError, UsageError
-from landscape.trajectories import Entry, Layout, Row, Trajectory, TrajectoryWriter
+from landscape.trajectories import CENTRINGS, Centring, Entry, Layout, Row, Trajectory, TrajectoryWriter
 
 
 def layout_of(dim: int, buffers: int = 0) -> Layout:
@@ -195,6 +197,15 @@ def test_only_the_bytes_asked_for_are_read(tmp_path: Path, monkeypatch: pytest.M
     assert read == 4 * 4 * 4  # rows, columns, bytes of a float32
 
 
+def vectors(points: np.ndarray) -> dict[Centring, np.ndarray]:
+    """What each way of centring makes of points (n, D)."""
+    return {
+        "centred": points - points.sum(axis=0) / len(points),
+        "uncentred": np.stack([point - points[0] for point in points[1:]]),
+        "increments": np.stack([points[t + 1] - points[t] for t in range(len(points) - 1)]),
+    }
+
+
 @pytest.mark.parametrize("width", [1, 3, 10**9])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_gram_is_numpy_s_whatever_the_blocks(
@@ -206,10 +217,12 @@ def test_gram_is_numpy_s_whatever_the_blocks(
     widths = [block.shape[1] for _, block in found.blocks()]
     assert max(widths) == min(width, 31)
     assert sum(widths) == 31
-    centred = whole - whole.mean(axis=0)
-    # sums of 31 products of order 1: rounding is below 31 * 10 * 2^-53
-    np.testing.assert_allclose(found.gram(), centred @ centred.T, rtol=0, atol=1e-13)
-    np.testing.assert_allclose(found.gram(centred=False), whole @ whole.T, rtol=0, atol=1e-13)
+    for rows in (None, [6, 0, -1, 3]):
+        chosen = whole if rows is None else whole[rows]
+        for centring, made in vectors(chosen).items():
+            # sums of 31 products of order 1: rounding is below 31 * 10 * 2^-53
+            np.testing.assert_allclose(found.gram(centring=centring, rows=rows), made @ made.T, rtol=0, atol=1e-13)
+    np.testing.assert_array_equal(found.gram(), found.gram(centring="centred", rows=range(8)))
 
 
 def test_centred_gram_keeps_the_digits_of_close_points(tmp_path: Path) -> None:
@@ -244,27 +257,106 @@ def test_reading_holds_one_block_and_not_the_whole(tmp_path: Path, monkeypatch: 
     assert 0 < largest <= 2**20  # the whole takes 9.6 MB
 
 
+@pytest.mark.parametrize("rows", [None, [7, 1, 2, -2, 4, 0]])
+@pytest.mark.parametrize("centring", CENTRINGS)
 @pytest.mark.parametrize("block", [64, 10**9])
 def test_principal_directions_are_those_of_the_singular_values(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, centring: Centring, rows: list[int] | None
 ) -> None:
     whole = np.stack([row.point for row in write(tmp_path, 40, 8, dtype="float64")])
     monkeypatch.setattr(trajectories, "BLOCK_BYTES", block * 8)
-    directions, variances = Trajectory.open(tmp_path).principal(5)
-    centred = whole - whole.mean(axis=0)
-    _, singular, right = np.linalg.svd(centred, full_matrices=False)
-    np.testing.assert_allclose(variances, singular**2 / 8, rtol=0, atol=1e-12)
+    directions, variances = Trajectory.open(tmp_path).principal(5, centring=centring, rows=rows)
+    chosen = whole if rows is None else whole[rows]
+    made = vectors(chosen)[centring]
+    _, singular, right = np.linalg.svd(made, full_matrices=False)
+    np.testing.assert_allclose(variances, singular**2 / len(made), rtol=0, atol=1e-12)
     np.testing.assert_allclose(np.abs(np.sum(directions * right[:5], axis=1)), 1, rtol=0, atol=1e-10)
-    np.testing.assert_allclose(directions @ directions.T, np.eye(5), rtol=0, atol=1e-10)
-    np.testing.assert_allclose(variances.sum(), np.sum(centred**2) / 8, rtol=1e-12)
-    assert (directions @ centred[-1] >= 0).all()  # the last point lies on the positive side
+    np.testing.assert_allclose(directions @ directions.T, np.eye(5), rtol=0, atol=1e-13)
+    np.testing.assert_allclose(variances.sum(), np.sum(made**2) / len(made), rtol=1e-12)
+    # the last point lies on the positive side, seen from the mean or from the first
+    origin = chosen.mean(axis=0) if centring == "centred" else chosen[0]
+    assert (directions @ (chosen[-1] - origin) >= 0).all()
+
+
+def test_centred_directions_are_scikit_learn_s(tmp_path: Path) -> None:
+    whole = np.stack([row.point for row in write(tmp_path, 40, 8, dtype="float64")])
+    directions, variances = Trajectory.open(tmp_path).principal(3)
+    pca = PCA(3, svd_solver="full").fit(whole)
+    np.testing.assert_allclose(directions.T @ directions, pca.components_.T @ pca.components_, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(variances[:3], pca.explained_variance_ * 7 / 8, rtol=1e-12)  # it divides by n - 1
+
+
+def test_all_centrings_span_one_affine_hull_at_full_rank_and_others_below(tmp_path: Path) -> None:
+    """Through w_0: 8 points span 7 directions, whatever differences of them are taken. Truncated to 4 the spans part."""
+    whole = np.stack([row.point for row in write(tmp_path, 40, 8, dtype="float64")])
+    found = Trajectory.open(tmp_path)
+
+    def projector(dim: int, centring: Centring) -> np.ndarray:
+        directions, _ = found.principal(dim, centring=centring)
+        return directions.T @ directions
+
+    spans = {centring: projector(7, centring) for centring in CENTRINGS}
+    for span in spans.values():
+        away = whole - whole[0]
+        np.testing.assert_allclose(away @ span, away, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(span, spans["centred"], rtol=0, atol=1e-11)
+    few = [projector(4, centring) for centring in CENTRINGS]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert np.abs(few[one] - few[other]).max() > 0.05
+
+
+def test_directions_are_orthonormal_down_to_what_hardly_exceeds_rounding(tmp_path: Path) -> None:
+    """Deviations that shrink by 30 a direction: the last variances lie near the rounding of a Gram matrix, which alone would leave them skew."""
+    writer = TrajectoryWriter(tmp_path, layout_of(40))
+    frame = np.linalg.qr(np.random.default_rng(0).standard_normal((40, 6)))[0]
+    for step in range(7):
+        point = frame @ (30.0 ** -np.arange(6) * np.random.default_rng(step).standard_normal(6))
+        writer.append(dataclasses.replace(row_of(step, 40), point=point))
+    writer.commit()
+    directions, variances = Trajectory.open(tmp_path).principal(5)
+    assert variances[4] < 1e-10 * variances[0]
+    np.testing.assert_allclose(directions @ directions.T, np.eye(5), rtol=0, atol=1e-13)
+    np.testing.assert_allclose(directions @ frame @ frame.T, directions, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dim", [0, -1, 8, 99])
-def test_more_directions_than_the_points_span_are_refused(tmp_path: Path, dim: int) -> None:
+@pytest.mark.parametrize("centring", CENTRINGS)
+def test_more_directions_than_the_points_span_are_refused(tmp_path: Path, centring: Centring, dim: int) -> None:
     write(tmp_path, 40, 8)  # 8 points span 7 directions
-    with pytest.raises(UsageError, match=rf"asked for {dim} principal directions; the 8 recorded points span 7"):
-        Trajectory.open(tmp_path).principal(dim)
+    found = Trajectory.open(tmp_path)
+    message = (
+        f"asked for {dim} principal directions; the 8 recorded points span 7. Ask for 1 to 7, or record more steps."
+    )
+    with pytest.raises(UsageError, match=re.escape(message)):
+        found.principal(dim, centring=centring)
+    with pytest.raises(UsageError, match="the 3 recorded points span 2"):
+        found.principal(3, centring=centring, rows=[0, 4, 7])
+
+
+def test_rows_and_centrings_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, 40, 8)
+    found = Trajectory.open(tmp_path)
+    for rows in ([0, 8], [-9]):
+        with pytest.raises(UsageError, match=f"row {rows[-1]} of a trajectory of 8 rows"):
+            found.gram(rows=rows)
+    with pytest.raises(UsageError, match=r"unknown centring 'centered'. Did you mean 'centred'"):
+        found.principal(2, centring="centered")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="the 1 recorded points span 0"):
+        found.principal(1, centring="increments", rows=[3])
+
+
+def test_only_the_rows_asked_for_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, 4000, 12)
+    found, read, fill = Trajectory.open(tmp_path), 0, trajectories._fill
+
+    def counted(handle: int, out: np.ndarray, position: int) -> None:
+        nonlocal read
+        read += out.nbytes
+        fill(handle, out, position)
+
+    monkeypatch.setattr(trajectories, "_fill", counted)
+    found.gram(rows=[0, 5, 10])
+    assert read == 3 * 4000 * 4
 
 
 def test_equal_points_span_nothing(tmp_path: Path) -> None:
@@ -639,12 +731,12 @@ def test_a_reader_beside_a_writer_sees_a_growing_prefix_and_kills_lose_nothing(t
     """Ten writers, one after the other, each killed with -9 at a random moment while this process reads."""
     draw = random.Random(3)
     known, grew = 0, 0
-    for _ in range(10):
+    for number in range(10):
         with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE) as other:
             assert other.stdout is not None
             assert other.stdout.readline() == b"ready\n"
             end = time.monotonic() + draw.uniform(0.0, 0.15)
-            while time.monotonic() < end:
+            while time.monotonic() < end or (number == 0 and grew < 3):  # the first lives until it was seen at work
                 now = checked_prefix(tmp_path, known)
                 assert now >= known
                 grew += now > known
