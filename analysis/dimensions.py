@@ -36,9 +36,8 @@ from torch import Tensor
 
 from landscape.analysis.stability import Station, sharpness
 from landscape.errors import LandscapeError, UsageError, unknown
-from landscape.objectives import Objective, dtype_name
+from landscape.objectives import Objective, dtype_name, named_buffers
 from landscape.operators import Eigenpairs, eigenpairs
-from landscape.recordings import named_buffers
 from landscape.results import Result
 from landscape.seeds import child_seed, generator
 from landscape.trajectories import CENTRINGS, Centring, Trajectory
@@ -424,8 +423,10 @@ class Dimensions(Result):
                 label="top Hessian eigenspaces at the ends",
             )
         ax.plot(order, self.cosines, "-o", color=BLUE, markersize=4, label="trajectories")
-        ax.set_ylim(0, 1.3)  # room for the legend above 1
-        ax.set_yticks(np.linspace(0, 1, 6))
+        highest = max(float(np.max(values)) for values in (self.cosines, self.hessian_cosines, [0.05]) if len(values))
+        ax.set_ylim(0, 1.3 * highest)  # room for the legend above
+        if highest > 0.7:  # no ticks where no cosine can be
+            ax.set_yticks(np.linspace(0, 1, 6))
         ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         ax.set_xlabel("principal angle")
         ax.set_ylabel("cosine")
@@ -480,7 +481,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2g}%"
+    return f"{100 * share:.0f}%" if share > 0.095 else f"{100 * share:.2g}%"
 
 
 def _step_axis(ax: Axes, steps: np.ndarray) -> None:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -142,7 +143,7 @@ class Reduction(Result):
             f"beside {self.optimizer} in the whole space (lines). Of a trajectory: principal directions of the {self.points} points sampled in the first {self.epochs} epochs, about their mean (DLDR), from the "
             "first point, or of their increments; @w0 goes through the initialisation, @mean through the mean of the points, @wT through the last. "
             f"Means over {len(self.seeds)} seeds, with their standard errors. The best test epoch is chosen by the test labels: an oracle of early stopping. "
-            f"The table counts passes over the train rows, those of sampling included."
+            f"The table counts passes over the train rows, those of sampling included; an exact matrix counts as 2 d."
         )
         if self.noise:
             text += f" Train labels are wrong by {self.noise}, and the train loss and accuracy are by these labels, one draw for all seeds; the test labels are right."
@@ -377,11 +378,13 @@ def reduction(
     dims = sorted(set(dims))
     size = len(task.data.train) // (recipe.batch_size or len(task.data.train))  # steps an epoch
     every = size if every is None else every
-    _check(task, dims, epochs, long, every, size, seeds)
+    _check(task, dims, epochs, long, every, size, seeds, solver)
     modules = [task.make(seed) for seed in seeds]
     f, starts, buffers = Objective.of_many(modules, task.loss, task.data.train, device=device, dtype=dtype)
     test = f.on(task.data.test)
     recipe = dataclasses.replace(recipe, steps=long * size)
+    for left in folder.glob("sampled-*") if folder is not None else ():
+        shutil.rmtree(left, ignore_errors=True)  # by a killed one
     with tempfile.TemporaryDirectory(prefix="sampled-", dir=folder) as place:
         found = _train(f, test, Start(starts, buffers=buffers), recipe, seeds, Path(place), epochs, every, size)
         directions = _directions(found.trajectories, starts, seeds, max(dims))
@@ -432,7 +435,7 @@ def reduction(
 
 
 def _check(
-    task: Task, dims: Sequence[int], epochs: int, long: int, every: int, size: int, seeds: Sequence[int]
+    task: Task, dims: Sequence[int], epochs: int, long: int, every: int, size: int, seeds: Sequence[int], solver: Recipe
 ) -> None:
     """Raise UsageError on options out of range, before anything is trained."""
     if not dims or min(dims) < 1:
@@ -446,12 +449,14 @@ def _check(
     if not seeds or len(set(seeds)) != len(seeds):
         raise UsageError(f"give one seed or several different ones; got {list(seeds)}.")
     points = epochs * size // every + 1
+    if solver.steps < 1:
+        raise UsageError("the solver in the subspaces takes at least 1 step; got 0.")
     if max(dims) > points - 1:
         enough = epochs * size // max(dims)
         oftener = f", or sample more often (--every {enough})" if enough else ""
         raise UsageError(
-            f"{max(dims)} dimensions were asked for, and {epochs} epochs of {task.name}, sampled each {every} of {epochs * size} steps, give {points} points, which span {points - 1}. "
-            f"Ask for at most {points - 1}, sample more epochs{oftener}."
+            f"{max(dims)} dimensions were asked for, and {epochs} epochs of {task.name}, sampled each {every} of {epochs * size} steps, give {points} point{'s' * (points > 1)}: they span {points - 1}. "
+            f"Ask for fewer, sample more epochs{oftener}."
         )
 
 
@@ -612,7 +617,7 @@ def _solve(
         buffers={name: torch.stack([bases[base].buffers[name][s] for _, base, _, s in job]) for name in f.buffers},
         scale=origin.new_tensor(scale),
     )
-    spent = failed = torch.zeros(len(job), dtype=torch.int64)
+    spent = failed = turns = torch.zeros(len(job), dtype=torch.int64)
     moving = torch.ones(len(job), dtype=torch.bool)
     late = math.ceil(0.9 * solver.steps)
     state: State | None = None
@@ -622,6 +627,7 @@ def _solve(
         # one that stands still has failed to find a step, and with the same rows it fails again: its first failure is counted and no other
         spent = torch.where(moving, counted.get("evaluations", torch.full_like(spent, after.step + 1)), spent)
         failed = torch.where(moving, counted.get("failed_searches", failed), failed)
+        turns = turns + (moving if after.step < solver.steps else 0)
         if state is not None and not solver.batch_size:
             moving = (after.point != state.point).any(-1).cpu()
         if after.step <= late:
@@ -633,7 +639,9 @@ def _solve(
     gaining = moving.to(before.device) & (before - state.loss > SETTLED * before)
     measured = _measured(f, test, _normalised(f, _Points(chart.lift(state.point), state.buffers)))
     share = (solver.batch_size or len(f.rows)) / len(f.rows)
-    measured |= {"passes": share * spent.numpy(), "failures": failed.double().numpy()}
+    # an exact matrix is d products, each of about two passes
+    products = turns * torch.tensor([2 * d for d in dims]) if solver.optimizer in solvers.MATRICES else 0
+    measured |= {"passes": share * (spent + products).numpy(), "failures": failed.double().numpy()}
     rows = [{name: float(values[member]) for name, values in measured.items()} for member in range(len(job))]
     return rows, 0 if solver.batch_size else int(gaining.sum())
 

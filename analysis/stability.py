@@ -40,9 +40,9 @@ from torch import Tensor
 from landscape import functionals
 from landscape.analysis.spectra import FINEST_DECADE, NAMES, asymmetry, curve, decade
 from landscape.errors import UsageError, unknown
-from landscape.objectives import CURVATURES, Buffers, Curvature, Objective, dtype_name
+from landscape.objectives import CURVATURES, Buffers, Curvature, Objective, dtype_name, named_buffers
 from landscape.operators import MISSED, Eigenpairs, SearchSpace, SymmetricOperator, normal
-from landscape.recordings import Site, named_buffers
+from landscape.recordings import Site
 from landscape.results import Result
 from landscape.seeds import generator
 from landscape.trajectories import Trajectory

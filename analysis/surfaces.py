@@ -32,8 +32,7 @@ from torch import Tensor
 from landscape import subspaces
 from landscape.analysis import styles
 from landscape.errors import LandscapeError, UsageError, unknown
-from landscape.objectives import Objective, dtype_name, require_finite
-from landscape.recordings import named_buffers
+from landscape.objectives import Objective, dtype_name, named_buffers, require_finite
 from landscape.results import Result
 from landscape.seeds import generator
 from landscape.trajectories import Trajectory

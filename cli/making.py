@@ -21,6 +21,7 @@ from landscape.runs import Run, place
 
 if TYPE_CHECKING:
     from landscape.descent import Recipe
+    from landscape.families import Source
     from landscape.recordings import Progress, Within
     from landscape.tasks import Task
 
@@ -125,7 +126,7 @@ def train(
     momentum
         Of SGD.
     weight_decay
-        Added to the gradient (L2).
+        Added to the gradient (L2); in a subspace, where the default is none, to that by its coordinates: it pulls to the subspace's origin.
     schedule
         How the learning rate goes down.
     milestones
@@ -172,8 +173,13 @@ def train(
         **problem.record(task), "seed": common.seed, "dtype": common.dtype, "device": device.type,
         **_fields(recipe), "record_every": every, "evaluations": evaluations, **_given(inside),
     }  # fmt: skip
-    within = _within(inside, found)
     run = Run(out)
+    within, source = _within(inside, found, run)
+    options |= {"source": source} if source else {}
+    if within and within.redraw and recipe.weight_decay:
+        raise UsageError(
+            f"--weight-decay in a subspace pulls the coordinates to its origin, and with --redraw these begin anew every {within.redraw} steps. Leave one of them out."
+        )
     with _begun(run):
         if not run.begin("train", options, about):
             with stop_signals():
@@ -207,18 +213,30 @@ def recipe_of(task: Task, asked: Mapping[str, Any], inside: bool = False) -> Rec
     from landscape.descent import Recipe
 
     given = {name: value for name, value in asked.items() if value is not None}
+    chosen = str(given.get("optimizer", task.defaults.get("optimizer")))
+    for name, optimizers in _TAKEN_BY.items():
+        if name in given and chosen not in optimizers:
+            raise UsageError(
+                f"--{name.replace('_', '-')} would do nothing for {chosen}: it is of {', '.join(optimizers)}. Leave it out."
+            )
     fields: dict[str, Any] = dict(task.defaults) | ({"weight_decay": 0.0} if inside else {})
-    optimizer = given.get("optimizer", fields.get("optimizer"))
-    if optimizer == "adam" and inside:
+    if chosen == "adam" and inside:
         # digits-mlp, 600 steps: the mean training loss of random d = 4, 16, 64, 256 (3 seeds) ended at 2.27, 1.99, 1.18, 0.44 with 1e-3 and at 2.28, 1.89, 0.72, 0.013
         # with 0.03, which without warmup threw 1 of 4 lottery trainings off at d = 8 and 16, and with it none. A cosine was as good as a constant rate or better
         fields |= {"lr": 0.03, "schedule": "cosine", "warmup": int(given.get("steps", fields["steps"])) // 10}
-    elif optimizer != fields.get("optimizer"):
+    elif chosen != fields.get("optimizer"):
         # Adam: Kingma and Ba 2015, section 2. Those that search try the whole step first, on batches of 1,024 rows as the code of Li et al. 2022: curvature of a
         # small batch misleads them
         searching = {"lr": 1.0, "schedule": "constant", "warmup": 0, "batch_size": min(1024, len(task.data.train))}
-        fields |= {"lr": 1e-3} if optimizer == "adam" else searching
+        fields |= {"lr": 1e-3} if chosen == "adam" else searching
     return Recipe(**{**fields, **given})
+
+
+_SECANT, _MATRIX = ("bfgs", "lbfgs"), ("newton", "gauss-newton")
+_TAKEN_BY = {
+    "momentum": ("sgd",), "history": ("lbfgs",), "secants": _SECANT, "damping": _SECANT, "ridge": _MATRIX,
+    **dict.fromkeys(("search", "sufficient", "shrink", "trials", "on_failure"), (*_SECANT, *_MATRIX)),
+}  # fmt: skip
 
 
 def _given(options: object) -> dict[str, Any]:
@@ -226,8 +244,11 @@ def _given(options: object) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(options).items() if value not in (None, False)}  # type: ignore[call-overload]
 
 
-def _within(inside: Inside, task: Task) -> Within | None:
-    """The subspace asked for, None for the whole space. Raises UsageError for options that would do nothing."""
+def _within(inside: Inside, task: Task, run: Run) -> tuple[Within | None, dict[str, Any] | None]:
+    """The subspace asked for, None for the whole space, and what the record keeps of its source, such that another run made at the same path is another source.
+
+    A run that has its subspace on disk goes on without the source. Raises UsageError for options that would do nothing.
+    """
     from landscape import families
     from landscape.descent import Recipe
     from landscape.recordings import Within
@@ -238,9 +259,9 @@ def _within(inside: Inside, task: Task) -> Within | None:
             raise UsageError(
                 f"{', '.join(given)} would do nothing without a subspace. Add --subspace random:64, or leave it out."
             )
-        return None
+        return None, None
     family = families.parse(inside.subspace)
-    blind = family.name in ("random", "burn-in")
+    blind = family.blind
     idle = {
         "--basis": blind,
         "--per-layer": blind,
@@ -258,13 +279,35 @@ def _within(inside: Inside, task: Task) -> Within | None:
         raise UsageError(f"--lr-scale must be positive and finite; got {inside.lr_scale}.")
     if family.dim is None:
         raise UsageError(f"say how many dimensions: --subspace {family.name}:64{f'@{family.at}' if family.at else ''}.")
-    source = None
+    source, kept = None, None
     if inside.source is not None:
-        where = place(inside.source, str(family.at) if family.at else None)
-        source = families.Source(where.run.trajectory(), where.step, str(where.run.folder))
+        known = run.record()["options"].get("source") if run.record_path.exists() else None
+        if known and run.subspace_path.exists() and not Path(known["run"]).exists():
+            kept = known
+        else:
+            source, kept = _source(inside.source, family.at)
     choice = families.Choice(inside.basis or "gaussian", inside.layers, inside.centring, inside.base)
     burn_in = Recipe(**task.defaults)  # type: ignore[arg-type]
-    return Within(family, burn_in, choice, source, inside.redraw or 0, inside.lr_scale)
+    return Within(family, burn_in, choice, source, inside.redraw or 0, inside.lr_scale), kept
+
+
+def _source(text: str, at: int) -> tuple[Source, dict[str, Any]]:
+    """The recorded trajectory that `--from` names, up to a step (of a burn-in: `at`), and what the record keeps of it."""
+    from landscape.families import Source
+
+    where = place(text)
+    if at and ("@" in text and not Path(text).exists()) and where.step != at:
+        raise UsageError(
+            f"--from {text} names step {where.step}, and the burn-in ends at step {at}. Write --from {where.run.folder}."
+        )
+    if at:
+        where = place(f"{where.run.folder}@{at}")
+    if where.run.record()["state"] != "finished":
+        note(
+            f"warning: {where.run.folder} is not finished: its trajectory ends at step {where.run.trajectory().steps[-1]:,}."
+        )
+    kept = {"run": str(where.run.folder.resolve()), "step": where.step, "checksum": where.checksum}
+    return Source(where.run.trajectory(), where.step, str(where.run.folder)), kept
 
 
 _FLAGS = {"source": "--from", "layers": "--per-layer"}

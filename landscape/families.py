@@ -4,7 +4,7 @@
     burn-in:64@100       the same through the point after 100 steps in the whole space
     lottery:40           the 40 principal directions of a trajectory's increments, uncentred, through its first point
     dldr:40              the 40 principal directions of a trajectory's points, centred, through its first point
-    hessian:20           the eigenvectors of the Hessian's 20 largest eigenvalues at a point, through that point
+    hessian:20           the eigenvectors of the Hessian's 20 largest eigenvalues at the point that it goes through, by default the source's last
 
 Letters: D parameters, d subspace dimension, T recorded points.
 
@@ -28,7 +28,7 @@ from torch import Tensor
 from landscape import subspaces
 from landscape.descent import Recipe, descend
 from landscape.errors import LandscapeError, UsageError, unknown
-from landscape.objectives import Buffers, Objective
+from landscape.objectives import Buffers, Objective, named_buffers
 from landscape.operators import eigenpairs
 from landscape.seeds import generator
 from landscape.subspaces import Basis, Subspace
@@ -58,17 +58,30 @@ class Family:
         """Whether the directions are principal ones of a trajectory."""
         return self.name in _CENTRING
 
-    def scale(self, optimizer: str, ambient: int, dim: int | None = None) -> float:
-        """The factor on the learning rate with which the first step is as long as in the whole space of D = `ambient` parameters, whatever d is.
+    @property
+    def blind(self) -> bool:
+        """Whether the directions are drawn and know nothing of the loss."""
+        return self.name in ("random", "burn-in")
+
+    def scale(self, optimizer: str, ambient: int, dim: int | None = None, basis: Basis = "gaussian") -> float:
+        """The factor on the learning rate with which the first step is as long as in the whole space of D = `ambient` parameters, in root mean square and whatever d is.
 
         A random subspace holds d/D of a gradient's squared norm, so a step of SGD is sqrt(d/D) of its length; Adam's step has length rate sqrt(d) in any orthonormal
         basis. Directions taken from training or from the Hessian hold most of the gradient: SGD and the quasi-Newton methods step there as they are. Newton's step has a length of its own.
+
+        Where B^T B is not the identity, E |B B^T g|^2 = (d/D) (1 + x) |g|^2: x = (d - 1)/D for gaussian rows of unit norm, and d/D - d/L for d of the L rows of an SRHT
+        whose D columns are kept. Signs in place of B^T g, as Adam's first step has them, correlate by 2/pi as much.
         """
         d = self.dim if dim is None else dim
         assert d is not None
-        if optimizer == "adam" or (optimizer not in ("newton", "gauss-newton") and self.name in ("random", "burn-in")):
-            return math.sqrt(ambient / d)
-        return 1.0
+        if optimizer in ("newton", "gauss-newton") or (optimizer != "adam" and not self.blind):
+            return 1.0
+        excess = 0.0
+        if self.blind and basis == "gaussian":
+            excess = (d - 1) / ambient
+        elif self.blind and basis == "srht":
+            excess = d / ambient - d / (1 << (ambient - 1).bit_length())
+        return math.sqrt(ambient / d / (1 + excess * (2 / math.pi if optimizer == "adam" else 1.0)))
 
 
 def parse(text: str, names: Sequence[str] = NAMES) -> Family:
@@ -125,11 +138,8 @@ class Chosen:
 
     subspace: Subspace
     directions: Tensor | None  # (d, D) where they come from data; None where seed and basis give them again
-    row: (
-        int | None
-    )  # the source's recorded point whose buffers (BatchNorm statistics) belong to the origin; None: those of `buffers`
-    buffers: Buffers | None
-    facts: dict[str, Any]
+    buffers: Buffers  # BatchNorm statistics at the origin
+    facts: dict[str, Any]  # for the run's record
 
 
 def layers_of(layout: Layout) -> list[int]:
@@ -168,23 +178,27 @@ def choose(
     if source is None:
         if family.name not in ("random", "burn-in"):
             raise UsageError(f"{family} is taken from a recorded run: name it with --from RUN.")
-        buffers: Buffers | None = None
+        facts: dict[str, Any] = {"family": str(family), "base": "own", "basis": choice.basis}
+        buffers = f.buffers
         if family.at:
             w, buffers = _burned_in(family, f, w, burn_in, seed)
-        space = draw(w, dim, seed, choice, f.model.layout)
-        return Chosen(space, None, None, buffers, {"family": str(family), "base": "own", "basis": choice.basis})
+            named = ("optimizer", "lr", "momentum", "weight_decay", "batch_size", "schedule")
+            facts |= {f"burn-in {name}": getattr(burn_in, name) for name in named}
+        return Chosen(draw(w, dim, seed, choice, f.model.layout), None, buffers, facts)
     require_fit(source, f.model.layout)
     trajectory = source.trajectory
     rows = source.rows
     origin, base, row = _origin(family, choice, source, rows, w)
-    last = torch.from_numpy(trajectory.row(rows[-1]).point).to(w)
-    facts: dict[str, Any] = {"family": str(family), "from": source.label, "base": base}
+    buffers = f.buffers
+    if row is not None:
+        buffers = named_buffers(trajectory.layout, trajectory.row(row).buffers, f.buffers)
+    facts = {"family": str(family), "from": f"{source.label}@step={source.step}", "base": base}
     directions: Tensor | None = None
     if family.along:
         if len(rows) < dim + 1:
             raise UsageError(
                 f"{source.label} has {len(rows)} recorded points up to step {source.step}, and {family} takes at least {dim + 1}. "
-                f"Ask for at most {len(rows) - 1} dimensions, or train it again with a smaller --record-every."
+                f"Ask for d up to {len(rows) - 1}, or train it again with a smaller --record-every."
             )
         centring = choice.centring or _CENTRING[family.name]
         found, variances = trajectory.principal(dim, centring=centring, rows=rows)
@@ -192,8 +206,8 @@ def choose(
         space = subspaces.span(origin, directions)
         facts |= {"centring": centring, "captured": float(variances[:dim].sum() / variances.sum())}
     elif family.name == "hessian":
-        held = last if base != "own" else w
-        pairs = eigenpairs(f.hessian(held), dim, generator=generator(seed, "lanczos"))
+        matrix = f.with_buffers(buffers).hessian(origin)
+        pairs = eigenpairs(matrix, dim, generator=generator(seed, "lanczos"))
         if not pairs.converged.all():
             raise LandscapeError(
                 f"{int(pairs.converged.sum())} of {dim} eigenvectors of the Hessian converged within {pairs.products} products. Ask for fewer dimensions."
@@ -204,11 +218,12 @@ def choose(
     else:
         space = draw(origin, dim, seed, choice, f.model.layout)
         facts |= {"basis": choice.basis}
+    last = torch.from_numpy(trajectory.row(-1).point).to(w)
     facts |= {
-        "distance of the source's last point": float(space.residual(last)),
-        "of its distance from the base": float((last - origin).norm()),
+        "distance of the source's last point to the subspace": float(space.residual(last)),
+        "distance of the source's last point to the base": float((last - origin).norm()),
     }
-    return Chosen(space, directions, row, None, facts)
+    return Chosen(space, directions, buffers, facts)
 
 
 def require_fit(source: Source, layout: Layout) -> None:
@@ -243,4 +258,9 @@ def _burned_in(family: Family, f: Objective, w: Tensor, recipe: Recipe, seed: in
     if family.at > recipe.steps:
         raise UsageError(f"{family} burns in for {family.at} steps, and the task's own training has {recipe.steps}.")
     state = next(state for state in descend(f, w, recipe, seed) if state.step == family.at)
+    if not torch.isfinite(state.point).all():
+        raise LandscapeError(
+            f"the burn-in of {family} diverged: {recipe.optimizer} with the task's own rate {recipe.lr}. Train it yourself with a smaller --lr, and name its point: "
+            f"--subspace random:{family.dim} --from RUN@step={family.at}."
+        )
     return state.point, state.buffers

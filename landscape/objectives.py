@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -578,6 +579,23 @@ def leaves(model: Predictor, w: Tensor, moved: Sequence[int] | None = None) -> P
 def flat(parts: Sequence[Tensor], members: int = 0) -> Tensor:
     """The inverse of split: (D,), or (E, D) for the parts of `members` vectors."""
     return torch.cat([part.reshape(members, -1) if members else part.reshape(-1) for part in parts], dim=-1)
+
+
+def flat_buffers(layout: Layout, buffers: Buffers) -> np.ndarray:
+    """Buffers as one row (B,) float64, which holds float32 and counters below 2^53 exactly."""
+    parts = [buffers[entry.name].detach().cpu().double().flatten().numpy() for entry in layout.of("buffer")]
+    return np.concatenate(parts) if parts else np.empty(0)
+
+
+def named_buffers(layout: Layout, row: np.ndarray, like: Buffers) -> dict[str, Tensor]:
+    """The inverse of `flat_buffers`, with dtypes and device of `like`."""
+    flat = torch.from_numpy(np.array(row))
+    return {
+        entry.name: flat[entry.offset : entry.offset + entry.size]
+        .reshape(entry.shape)
+        .to(like[entry.name].device, like[entry.name].dtype)
+        for entry in layout.of("buffer")
+    }
 
 
 # -- the objective ----------------------------------------------------------------------------------------------------

@@ -29,12 +29,12 @@ from landscape import checkpoints, families, files, solvers, subspaces, tasks
 from landscape.descent import Recipe, Start, State, descend, recorded, redrawn
 from landscape.errors import LandscapeError, UnsafeInputError, UsageError, unknown
 from landscape.families import Choice, Family, Source
-from landscape.objectives import Buffers, Objective
+from landscape.objectives import Objective, flat_buffers, named_buffers
 from landscape.runs import Place, Run, now
 from landscape.seeds import child_seed
 from landscape.subspaces import Subspace
 from landscape.tasks import Task
-from landscape.trajectories import Layout, Row, TrajectoryWriter
+from landscape.trajectories import Row, TrajectoryWriter
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -204,23 +204,6 @@ def row_of(state: State, f: Objective, member: int | None = None) -> Row:
     return Row(state.step, point.cpu().numpy(), flat_buffers(f.model.layout, buffers), float(loss), state.rate)
 
 
-def flat_buffers(layout: Layout, buffers: Buffers) -> np.ndarray:
-    """Buffers as one row (B,) float64, which holds float32 and counters below 2^53 exactly."""
-    parts = [buffers[entry.name].detach().cpu().double().flatten().numpy() for entry in layout.of("buffer")]
-    return np.concatenate(parts) if parts else np.empty(0)
-
-
-def named_buffers(layout: Layout, row: np.ndarray, like: Buffers) -> dict[str, Tensor]:
-    """The inverse of `flat_buffers`, with dtypes and device of `like`."""
-    flat = torch.from_numpy(np.array(row))
-    return {
-        entry.name: flat[entry.offset : entry.offset + entry.size]
-        .reshape(entry.shape)
-        .to(like[entry.name].device, like[entry.name].dtype)
-        for entry in layout.of("buffer")
-    }
-
-
 def _resume_bytes(state: State) -> bytes:
     tensors = {"point": state.point, **{f"moment.{i}": moment for i, moment in enumerate(state.moments)}}
     tensors |= {f"buffer.{name}": value for name, value in state.buffers.items()}
@@ -292,13 +275,13 @@ class Within:
         def restricted(f: Objective, w: Tensor) -> tuple[Objective, Start]:
             assert self.family.dim is not None
             if not run.subspace_path.exists():
-                self._choose(run, f, w, seed)
+                self._choose(run, f, w, seed, self._rate(recipe, f.dim))
             _, kept = _unsealed(
                 run.subspace_path, f.device, f"Restore {run.subspace_path} from a copy, or train into another --out."
             )
             origin, directions = kept["origin"], kept.get("directions")
             buffers = {name: kept[f"buffer.{name}"] for name in f.buffers}
-            scale = self.scale or self.family.scale(recipe.optimizer, f.dim)
+            scale = self._rate(recipe, f.dim)
             if self.redraw:
                 return f, Start(origin, buffers=buffers, scale=scale)
             if directions is None:
@@ -320,19 +303,22 @@ class Within:
 
         return redrawn(f, start, recipe, seed, another, self.redraw)
 
-    def _choose(self, run: Run, f: Objective, w: Tensor, seed: int) -> None:
+    def _rate(self, recipe: Recipe, ambient: int) -> float:
+        return self.scale or self.family.scale(recipe.optimizer, ambient, basis=self.choice.basis)
+
+    def _choose(self, run: Run, f: Objective, w: Tensor, seed: int, scale: float) -> None:
         chosen = families.choose(
             self.family, f, w, seed=seed, choice=self.choice, burn_in=self.burn_in, source=self.source
         )
-        buffers = chosen.buffers or f.buffers
-        if chosen.row is not None and self.source is not None:
-            trajectory = self.source.trajectory
-            buffers = named_buffers(trajectory.layout, trajectory.row(chosen.row).buffers, f.buffers)
-        tensors = {"origin": chosen.subspace.origin, **{f"buffer.{name}": value for name, value in buffers.items()}}
+        tensors = {
+            "origin": chosen.subspace.origin,
+            **{f"buffer.{name}": value for name, value in chosen.buffers.items()},
+        }
         if chosen.directions is not None:
             tensors["directions"] = chosen.directions
         files.write_atomic(run.subspace_path, _sealed(0, tensors))
-        run.update(subspace=chosen.facts)
+        more = {"per layer": self.choice.layers, "redrawn every": self.redraw}
+        run.update(subspace={**chosen.facts, **{k: v for k, v in more.items() if v}, "factor on the rate": scale})
 
 
 # -- import into a run --------------------------------------------------------------------------------------------------

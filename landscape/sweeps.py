@@ -39,8 +39,8 @@ from landscape.curvature import free_memory
 from landscape.descent import Recipe, Start, State, descend
 from landscape.errors import UnsafeInputError, UsageError
 from landscape.families import Choice, Family, layers_of
-from landscape.objectives import Buffers, Objective, Value, leaves
-from landscape.recordings import named_buffers, row_of
+from landscape.objectives import Buffers, Objective, Value, leaves, named_buffers
+from landscape.recordings import row_of
 from landscape.runs import Run, now
 from landscape.tasks import Task
 from landscape.trajectories import Centring, Row, Trajectory, TrajectoryWriter
@@ -398,7 +398,9 @@ class _Sweep:
             return
         origins, buffers, distances = self._origins(job)
         restricted = self._subspace(job, origins)
-        scales = [self._families[cell.family].scale(plan.within.optimizer, f.dim, cell.dim) for cell in job]
+        scales = [
+            self._families[cell.family].scale(plan.within.optimizer, f.dim, cell.dim, plan.choice.basis) for cell in job
+        ]
         begin = Start(
             origins.new_zeros(len(job), restricted.dim),
             buffers=buffers,

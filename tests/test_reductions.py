@@ -259,7 +259,7 @@ def test_an_error_of_none_has_a_place_on_a_logarithmic_axis(digits):
     [
         (
             {"dims": (2, 5)},
-            "5 dimensions were asked for, and 4 epochs .* give 5 points, which span 4. Ask for at most 4",
+            "5 dimensions were asked for, and 4 epochs .* give 5 points: they span 4. Ask for fewer",
         ),
         (
             {"dims": (3,), "every": 2},
