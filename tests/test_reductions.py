@@ -263,7 +263,7 @@ def test_an_error_of_none_has_a_place_on_a_logarithmic_axis(digits):
         ),
         (
             {"dims": (3,), "every": 2},
-            r"each 2 of 4 steps, give 3 points, which span 2. .* sample more often .--every 1",
+            r"each 2 of 4 steps, give 3 points: they span 2. .* sample more often .--every 1",
         ),
         ({"dims": (0,)}, "at least 1 dimension"),
         ({"dims": ()}, "at least 1 dimension"),
