@@ -29,7 +29,7 @@ def make():
     x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
     return nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2)), "cross-entropy", (x, (x[:, 0] > 0).long())
 """
-KINDS = ("spectrum", "layers", "sharpness", "barrier", "surface", "checkup")
+KINDS = ("spectrum", "layers", "sharpness", "dimensions", "barrier", "surface", "checkup")
 
 
 def ask(*argv: object) -> None:
@@ -47,6 +47,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ask("spectrum", run, "--task", spec, "--density", "--probes", "2", "--lanczos-steps", "10", "--top", "99")
     ask("spectrum", run, "--task", spec, "--layers")
     ask("sharpness", run, "--task", spec, "--trace")
+    ask("dimensions", run, "--task", spec, "--points", "3")
     ask("barrier", f"{run}@init", run, "--task", spec)
     ask("surface", run, "--task", spec, "--side", "5")
     ask("check", run, "--task", spec)
