@@ -147,6 +147,8 @@ class Threshold(Result):
         size = f"D = {self.ambient:,}, {_span(self.seeds)}"
         if math.isnan(self.level):
             return f"{start}no cell reached a number that a level could be read off; {size}."
+        if (self.failed == self.tried).all():
+            return f"{start}all {int(self.tried.sum())} trainings met a loss or a point that is not finite: use a smaller learning rate; {size}."
         found = self.phase()
         row = found.row(self.level)
         parts = []
@@ -627,14 +629,7 @@ def threshold(
 
     Raises UsageError where there is no cell of a subspace, or numbers are out of range.
     """
-    _check_range("delta", delta)
-    _check_range("confidence", confidence)
-    for level in losses:
-        if not 0 < level < math.inf:
-            raise UsageError(f"a level of the loss is positive and finite; got {level}. Give one such as 0.1.")
-    for level in accuracies:
-        if not 0 < level <= 1:
-            raise UsageError(f"a level of the accuracy lies above 0, up to 1; got {level}. Give one such as 0.9.")
+    require_levels(losses, accuracies, delta, confidence)
     if criterion is None:
         criterion = "test accuracy" if accuracies and not losses else "train loss"
     if criterion not in CRITERIA:
@@ -660,7 +655,7 @@ def threshold(
     return Threshold(
         question=dict(question or {}),
         provenance=dict(provenance or {}),
-        warnings=tuple(_warnings(grid, phases, delta, confidence)),
+        warnings=(*_warnings(grid, phases, delta, confidence), *_inside(grid, marks.get("train loss", ()), delta)),
         ambient=ambient,
         delta=delta,
         confidence=confidence,
@@ -684,9 +679,17 @@ def threshold(
     )
 
 
-def _check_range(name: str, number: float) -> None:
-    if not 0 < number < 1:
-        raise UsageError(f"{name} lies between 0 and 1; got {number}.")
+def require_levels(losses: Sequence[float], accuracies: Sequence[float], delta: float, confidence: float) -> None:
+    """Raise UsageError where a question to `threshold` is out of range: to be asked before hours of training."""
+    for name, number in (("delta", delta), ("confidence", confidence)):
+        if not 0 < number < 1:
+            raise UsageError(f"{name} lies between 0 and 1; got {number}.")
+    for level in losses:
+        if not 0 < level < math.inf:
+            raise UsageError(f"a level of the loss is positive and finite; got {level}. Give one such as 0.1.")
+    for level in accuracies:
+        if not 0 < level <= 1:
+            raise UsageError(f"a level of the accuracy lies above 0, up to 1; got {level}. Give one such as 0.9.")
 
 
 class _Grid:
@@ -734,7 +737,8 @@ class _Grid:
 
     def quartiles(self, column: str) -> np.ndarray:
         """Quartiles (3, F, K) over the seeds that ended with a number."""
-        return _quartiles(self.values(column), 1)
+        lost = self._there & self.columns["failed"].astype(bool)[self._cell]
+        return _quartiles(np.where(lost, np.nan, self.values(column)), 1)
 
     def distances(self) -> np.ndarray:
         """The mean distance R (F,)."""
@@ -783,6 +787,10 @@ class _Grid:
                 counts[f], trials[f] = np.nansum(hits[f], 1), np.isfinite(hits[f]).sum(1)
                 transitions.append(proportions.probit(self.dims[mine], counts[f][:, mine], trials[f][:, mine], self.ambient, confidence))  # fmt: skip
             thresholds[f], bounds[f] = _rule(self.dims[mine], counts[f][:, mine], trials[f][:, mine], int(self.seeds[f]), delta)  # fmt: skip
+            if _nested(self.families[f], self._bases):
+                # only hits are known above and only misses below what was tried, so a share of some of the seeds would be of the lucky ones
+                unknown = trials[f] < self.seeds[f]
+                counts[f][unknown] = trials[f][unknown] = 0
         return Phase(
             criterion=criterion,
             levels=levels,
@@ -864,6 +872,25 @@ def _intrinsic(grid: _Grid, medians: np.ndarray, whole: float, measure: str) -> 
     return dims, bounds
 
 
+def _inside(grid: _Grid, levels: Sequence[float] | np.ndarray, delta: float) -> list[str]:
+    """A sentence for each level of the loss that a family's starts have reached already: there d* is 0, and nothing is learnt of dimensions."""
+    if "start_train_loss" not in grid.columns:
+        return []
+    found = grid.values("start_train_loss")
+    notes = []
+    for level in levels:
+        inside = []
+        for family, starts in zip(grid.families, found, strict=True):
+            known = starts[np.isfinite(starts).any(1)]
+            if len(known) and (np.nanmin(known, axis=1) <= level).mean() >= 1 - delta - 1e-9:
+                inside.append(family)
+        if inside:
+            notes.append(
+                f"the starts of {', '.join(inside)} have a train loss of {level:g} or less before any training in a subspace: there d* is 0."
+            )
+    return notes
+
+
 def _warnings(grid: _Grid, phases: Mapping[str, Phase], delta: float, confidence: float) -> list[str]:
     """Each a sentence."""
     notes = []
@@ -884,6 +911,6 @@ def _warnings(grid: _Grid, phases: Mapping[str, Phase], delta: float, confidence
     if certified < 1 - delta:
         needed = math.ceil(math.log((1 - confidence) / 2) / math.log(1 - delta))
         notes.append(
-            f"{seeds} hits of {seeds} seeds certify P of at least {certified:.2g} only, at {100 * confidence:g}% confidence: for 1 - delta = {1 - delta:g} take {needed} seeds, or read d50 with its interval."
+            f"even {seeds} hits of {seeds} seeds certify P of at least {certified:.2g} only, at {100 * confidence:g}% confidence: for 1 - delta = {1 - delta:g} take {needed} seeds, or read d50 with its interval."
         )
     return notes

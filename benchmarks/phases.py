@@ -31,6 +31,11 @@ DIMS = (2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 BURN_IN, STEPS, BATCH, EVALUATIONS = 64, 600, 128, 20
 
 
+def rate(ambient: int, dim: int) -> float:
+    """The factor on Adam's rate with which its first step is as long in d dimensions of unit, not orthogonal, directions as in all D."""
+    return math.sqrt(ambient / dim / (1 + 2 / math.pi * (dim - 1) / ambient))
+
+
 def recipes(task: tasks.Task) -> tuple[Recipe, Recipe]:
     """Of the whole space, and of the subspaces."""
     whole = Recipe(**{**task.defaults, "steps": STEPS})  # type: ignore[arg-type]
@@ -108,7 +113,7 @@ class Plain:
             .contiguous()
         )
         z = torch.zeros(dim, requires_grad=True)
-        optimizer = torch.optim.Adam([z], lr=recipe.lr * math.sqrt(len(origin) / dim))
+        optimizer = torch.optim.Adam([z], lr=recipe.lr * rate(len(origin), dim))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
         for step, index in zip(range(STEPS), self.batches(STEPS), strict=False):
             if step % (STEPS // EVALUATIONS) == 0:

@@ -109,6 +109,7 @@ def threshold(
         Fetch the data set into --data with torchvision.
     """
     from landscape import families, sweeps
+    from landscape.analysis.thresholds import require_levels
     from landscape.recordings import stop_signals
 
     common = common.resolved()
@@ -127,7 +128,7 @@ def threshold(
         asked,
         inside=True,
     )
-    whole = recipe_of(found, {"steps": full_steps or steps, "batch_size": batch_size})
+    whole = recipe_of(found, {"steps": steps if full_steps is None else full_steps, "batch_size": batch_size})
     plan = sweeps.Plan(
         families=tuple(dict.fromkeys(families.parse(name, sweeps.NAMES) for name in family.split(","))),
         dims=tuple(sorted(set(_numbers("--dims", dims, int)))) if dims else _powers(found),
@@ -151,14 +152,15 @@ def threshold(
         **{f"full_{name}": value for name, value in _fields(whole).items()},
         "basis": basis, "per_layer": layers, "trajectory_every": trajectory_every, "evaluations": evaluations,
     }  # fmt: skip
-    run = Run(out)
-    training = sweeps.sweep(run, found, plan, device=device, dtype=dtype)
     levels = {
-        "losses": _numbers("--loss", loss, float),
+        "losses": list(dict.fromkeys([*([] if adaptive is None else [adaptive]), *_numbers("--loss", loss, float)])),
         "accuracies": _numbers("--accuracy", accuracy, float),
         "delta": delta,
         "confidence": confidence,
     }
+    require_levels(**levels)  # type: ignore[arg-type]
+    run = Run(out)
+    training = sweeps.sweep(run, found, plan, device=device, dtype=dtype)
     with _begun(run):
         if run.begin("threshold", options, _about(found)):
             note(f"({out} is finished; what is new in this grid is added)")
@@ -212,7 +214,7 @@ def dldr(
     """Train in the few dimensions of a sampled trajectory (DLDR), against the training that goes on: one table with both baselines, long and early-stopped.
 
     Every seed is trained once in the whole space. Its first epochs are sampled; in subspaces of their principal directions, by several conventions, and in random ones
-    the loss is then minimised, all in lockstep.
+    the loss is then minimised, all in lockstep. A killed one begins anew.
 
     Examples:
       landscape dldr digits-mlp --batch-size 50 --out runs/dldr

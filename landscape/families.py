@@ -100,6 +100,10 @@ def parse(text: str, names: Sequence[str] = NAMES) -> Family:
     if (at is not None) != (name == "burn-in"):
         what = f"{name} takes no @{at}" if at else "burn-in says after how many steps"
         raise UsageError(f"{what}; got {text!r}. Write {name}{':64' if dim else ''}{'' if at else '@100'}.")
+    if at is not None and int(at) < 1:
+        raise UsageError(
+            f"a burn-in has at least 1 step; got {text!r}. Without one it is random{f':{dim}' if dim else ''}."
+        )
     if dim is not None and int(dim) < 1:
         raise UsageError(f"a subspace has at least 1 dimension; got {text!r}.")
     return Family(name, int(dim) if dim else None, int(at or 0))

@@ -154,8 +154,9 @@ def _fit(
     gaps = np.diff(edges)
     places = [low + gap * np.arange(STEPS) / STEPS for low, gap in zip(edges[:-1], gaps, strict=True)]
     # above the tried dimensions in growing steps, as the centre is less and less sure there
+    # (past pi/2 there is no dimension; a centre there says that not even the whole space succeeds as a rule)
     beyond = angles[-1] + np.geomspace(gaps[-1] / STEPS, np.pi / 2, 2 * STEPS)
-    centres = np.concatenate([*places, angles[-1:], beyond[beyond < np.pi / 2]])
+    centres = np.concatenate([*places, angles[-1:], beyond])
     # the smallest is a step function between the places, the largest hardly turns over the tried dimensions
     scales = np.geomspace(gaps.min() / STEPS, 2 * angles[-1], SCALES)
     likelihoods = np.stack([logarithms(centres, scale) @ counts.T for scale in scales])  # (scales, centres, L)
@@ -170,14 +171,13 @@ def _fit(
     shifts = turns[..., None] * scales[:, None]
     lowest = np.where(some, centres[first] + shifts, np.inf).min(1)
     highest = np.where(some, centres[last] + shifts, -np.inf).max(1)
-    middle, low, high = (
-        ambient * np.sin(np.clip(phi, 0, np.pi / 2)) ** 2
-        for phi in (estimates[0] + turns * estimates[1], lowest, highest)
-    )
-    slack = 1e-9  # of the way to the angle and back
-    bounds = (middle > dims[-1] * (1 + slack)).astype(int) - (middle < dims[0] * (1 - slack))
-    low = np.where(low < dims[0] * (1 - slack), 0.0, np.minimum(low, dims[-1]))
-    high = np.where(high > dims[-1] * (1 + slack), np.inf, np.maximum(high, dims[0]))
+    slack = 1e-9  # of rounding on the way to an angle
+    middle, low, high = estimates[0] + turns * estimates[1], lowest, highest
+    bounds = (middle > angles[-1] * (1 + slack)).astype(int) - (middle < angles[0] * (1 - slack))
+    below, above = low < angles[0] * (1 - slack), high > angles[-1] * (1 + slack)
+    middle, low, high = (ambient * np.sin(np.clip(phi, 0, np.pi / 2)) ** 2 for phi in (middle, low, high))
+    low = np.where(below, 0.0, np.minimum(low, dims[-1]))
+    high = np.where(above, np.inf, np.maximum(high, dims[0]))
     middle = np.where(counts.sum(1) > 0, np.clip(middle, dims[0], dims[-1]), np.nan)
     bounds[np.isnan(middle)] = 0
     middle, low, high, bounds = (part.reshape(len(QUANTILES), *shape) for part in (middle, low, high, bounds))

@@ -130,9 +130,9 @@ def cells(run: Run) -> dict[Cell, dict[str, Any]]:
 
 
 def columns(found: Mapping[Cell, Mapping[str, Any]], plan: Plan) -> dict[str, np.ndarray]:
-    """The cells of a plan's grid and those of its seeds' whole spaces as columns (cells,) by name: family by family, seed by seed."""
+    """The cells of a plan's families and seeds, of whatever dimension, and those of its seeds' whole spaces as columns (cells,) by name: family by family, seed by seed."""
     places = {str(family): place for place, family in enumerate(plan.families)}
-    asked = [cell for cell in _grid(plan) if cell in found]
+    asked = [cell for cell in found if cell.family in places and cell.seed in plan.seeds]
     asked.sort(key=lambda cell: (places[cell.family], cell.seed, cell.dim))
     asked += sorted(cell for cell in found if cell.family == FULL and cell.seed in plan.seeds)
     return {name: np.array([found[cell][name] for cell in asked]) for name in (found[asked[0]] if asked else ())}
@@ -391,7 +391,9 @@ class _Sweep:
         lost = [cell for cell in job if self._is_lost(cell)]
         for cell in lost:
             self._commit(
-                cell, dict.fromkeys((*METRICS, *(f"final_{name}" for name in METRICS)), math.nan) | {"failed": True}
+                cell,
+                dict.fromkeys((*METRICS, *(f"final_{name}" for name in METRICS), "start_train_loss"), math.nan)
+                | {"failed": True},
             )
         job = [cell for cell in job if cell not in lost]
         if not job:
@@ -499,11 +501,13 @@ class _Scores:
     def __init__(self, members: int) -> None:
         self._best = np.full((len(METRICS), members), np.nan)
         self._last = self._best.copy()
+        self._first: np.ndarray | None = None  # (E,) training loss of the starts
         self._failed = np.zeros(members, dtype=bool)
 
     def add(self, train: Value, test: Value, finite: Tensor) -> None:
         """Take an evaluation in: values (E,), and whether the points are finite (E,)."""
         found = torch.stack([train.loss, train.accuracy, test.loss, test.accuracy]).double().cpu().numpy()
+        self._first = found[0].copy() if self._first is None else self._first
         self._failed |= ~(finite.cpu().numpy() & np.isfinite(found[0]))
         found[:, self._failed] = np.nan
         least = np.array([[1.0], [-1.0], [1.0], [-1.0]])  # the lowest loss, the highest accuracy
@@ -514,7 +518,8 @@ class _Scores:
         """The columns of one member."""
         best = dict(zip(METRICS, self._best[:, member].tolist(), strict=True))
         last = {f"final_{name}": value for name, value in zip(METRICS, self._last[:, member].tolist(), strict=True)}
-        return {**best, **last, "failed": bool(self._failed[member])}
+        first = math.nan if self._first is None else float(self._first[member])
+        return {**best, **last, "start_train_loss": first, "failed": bool(self._failed[member])}
 
 
 def _stacked(buffers: Sequence[Buffers]) -> Buffers:

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -157,7 +158,7 @@ def test_cells_that_were_not_tried_are_implied_or_left_out():
     holes = [row for row in every if not (row["dim"] < 24 and row["seed"] < 9)]
     bounded = threshold(columns(holes), ambient=D, losses=[0.5])
     assert at(bounded, 0.5) == (24, -1)
-    assert bounded.phase().trials[0, bounded.phase().row(0.5)].tolist() == [1] * 4 + [10] * 8
+    assert bounded.phase().trials[0, bounded.phase().row(0.5)].tolist() == [0] * 4 + [10] * 8
     # and without what is larger, nothing is known but that 8 is too small for a seed in ten
     cut = [row for row in every if row["dim"] <= 8 or row["seed"] < 2]
     assert at(threshold(columns(cut), ambient=D, losses=[0.5]), 0.5) == (8, 1)
@@ -445,3 +446,63 @@ def test_cells_that_are_no_grid_are_refused():
         threshold(columns(rows) | {"seed": np.arange(3)}, ambient=D)
     with pytest.raises(UsageError, match=r"no cell has a train loss\. Allowed: train accuracy, test accuracy"):
         threshold(without(columns(rows), "train_loss"), ambient=D)
+
+
+# -- what an honest answer does not say ---------------------------------------------------------------------------------
+
+
+def plain(family: str, dims: Sequence[int], losses: np.ndarray, **more: np.ndarray) -> dict[str, np.ndarray]:
+    """Cells (n, K) of a family with these best losses; NaN where there is no cell."""
+    seeds, places = np.nonzero(np.isfinite(losses))
+    found = losses[seeds, places]
+    columns = {"family": np.array([family] * len(seeds)), "dim": np.array(dims)[places], "seed": seeds}
+    for name in (
+        "train_accuracy",
+        "test_accuracy",
+        "test_loss",
+        "final_train_accuracy",
+        "final_test_accuracy",
+        "distance",
+        "moved",
+    ):
+        columns[name] = np.full(len(seeds), np.nan)
+    for name in ("train_loss", "final_train_loss", "final_test_loss"):
+        columns[name] = found
+    columns |= {"evaluations": np.zeros(len(seeds), int), "failed": np.zeros(len(seeds), bool)}
+    return columns | {name: values[seeds, places] for name, values in more.items()}
+
+
+def test_a_share_of_the_seeds_that_are_known_is_no_probability() -> None:
+    # bisection: of two seeds d = 4 is known to miss, of one that d = 8 hits; of the other nothing is known there
+    losses = np.array([[2.0, 1.0], [2.0, np.nan]])
+    found = threshold(plain("random", (4, 8), losses), ambient=100, losses=[1.0])
+    row = found.phase("train loss").row(1.0)
+    assert found.phase("train loss").probabilities[0, row, 0] == 0
+    assert np.isnan(found.phase("train loss").probabilities[0, row, 1])
+
+
+def test_the_whole_space_that_misses_gives_a_bound() -> None:
+    found = threshold(plain("random", (2, 40), np.full((4, 2), 2.0)), ambient=40, losses=[0.1]).phase("train loss")
+    row = found.row(0.1)
+    assert (found.quantile_bounds[1:, 0, row] == 1).all()
+    assert np.isinf(found.highs[1:, 0, row]).all()
+
+
+def test_what_failed_is_in_no_score_and_all_failed_is_said() -> None:
+    cells = plain("random", (2, 8), np.full((2, 2), 2.0))
+    cells["failed"] = np.ones(4, bool)
+    found = threshold(cells, ambient=100)
+    assert np.isnan(found.scores["train"]).all()
+    assert "all 4 trainings met a loss or a point that is not finite" in found.summary()
+
+
+def test_a_level_that_the_start_has_reached_is_named() -> None:
+    losses = np.full((3, 2), 0.5)
+    inside = threshold(
+        plain("random", (2, 8), losses, start_train_loss=np.full((3, 2), 0.9)), ambient=100, losses=[1.0]
+    )
+    assert any("have a train loss of 1 or less before any training" in note for note in inside.warnings)
+    outside = threshold(
+        plain("random", (2, 8), losses, start_train_loss=np.full((3, 2), 2.0)), ambient=100, losses=[1.0]
+    )
+    assert not any("before any training" in note for note in outside.warnings)
