@@ -282,7 +282,8 @@ def _within(inside: Inside, task: Task, run: Run) -> tuple[Within | None, dict[s
     source, kept = None, None
     if inside.source is not None:
         known = run.record()["options"].get("source") if run.record_path.exists() else None
-        if known and run.subspace_path.exists() and not Path(known["run"]).exists():
+        named = {str(Path(text).resolve()) for text in (inside.source, inside.source.rpartition("@")[0])}
+        if known and known["run"] in named and run.subspace_path.exists() and not Path(known["run"]).exists():
             kept = known
         else:
             source, kept = _source(inside.source, family.at)

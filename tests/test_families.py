@@ -288,6 +288,7 @@ def test_another_source_at_the_same_path_is_another_run(
     assert main(words) == 0
     shutil.rmtree(moved)
     assert main(words) == 0  # it has what it needs
+    assert main([*words[:-3], str(tmp_path / "elsewhere"), *words[-2:]]) == 2  # which is not said of another
     assert main([*TRAIN, "--seed", "7", "--out", str(moved)]) == 0
     assert main(words) == 2
     assert "holds another run (source" in capsys.readouterr().err
