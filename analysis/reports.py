@@ -40,7 +40,10 @@ code { font-size: .9em; overflow-wrap: anywhere; } .live { min-height: 460px; }
 
 def report(run: Run) -> str:
     """The report of a run as HTML text. Raises UnsafeInputError where a stored answer cannot be read."""
-    answers = [(None, history(run)), *((path, load(path)) for path in run.answers())]
+    course = history(run)
+    stored = [(path, load(path)) for path in run.answers()]
+    # a sweep has answers and no course of its own
+    answers = [*([] if stored and not course.recorded and not course.columns else [(None, course)]), *stored]
     record = run.record()
     title = f"{record['options']['task']}: its loss landscape"
     warnings = [(answer.kind, warning) for _, answer in answers for warning in answer.warnings]

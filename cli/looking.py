@@ -13,6 +13,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from landscape.cli.options import Common, note
+from landscape.errors import UsageError
 from landscape.runs import Run, place
 
 
@@ -123,6 +124,8 @@ def plot(result: Path, out: Path, /, *, json: Annotated[bool, Parameter(negative
 
     format = styles.format_of(out)
     answer = history(Run.open(result)) if result.is_dir() else load(result)
+    if result.is_dir() and not answer.columns and (stored := Run(result).answers()):  # type: ignore[attr-defined]
+        raise UsageError(f"{result} has no training curve. Draw one of its answers: landscape plot {stored[-1]} {out}")
     if format == "html" and answer.panels():
         data: bytes | str = reports.page(
             answer.summary(), [f"<p>{html.escape(answer.summary())}</p>", reports.live(answer, "live")]

@@ -527,3 +527,31 @@ def test_what_cannot_be_is_refused_before_a_folder_is_made(
     assert (code, out) == (2, "")
     assert words in err and "Traceback" not in err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_has_answers_and_no_course_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "a"
+    words = [
+        "threshold",
+        "digits-mlp",
+        "--limit",
+        "100",
+        "--width",
+        "0.25",
+        "--steps",
+        "4",
+        "--dims",
+        "2,4",
+        "--seeds",
+        "2",
+        "--device",
+        "cpu",
+    ]
+    assert main([*words, "--out", str(out)]) == 0
+    assert main(["report", str(out)]) == 0
+    page = (out / "report.html").read_text()
+    assert "nothing was measured" not in page
+    assert "Threshold" in page
+    capsys.readouterr()
+    assert main(["plot", str(out), str(tmp_path / "x.png")]) == 2
+    assert "threshold.json" in capsys.readouterr().err
