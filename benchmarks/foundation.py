@@ -197,12 +197,11 @@ def e(rounds: int) -> None:
             )
 
 
-def main() -> None:
-    """Run the chosen parts."""
-    parts = {"a": a, "b": b, "c": c, "d": d, "e": e}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run(parts: dict[str, Callable[[int], None]], description: str | None, rounds: int) -> None:
+    """Run the parts that the command line names."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)}; all by default")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     chosen = parser.parse_args()
     if odd := set(chosen.parts) - set(parts):
@@ -216,4 +215,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run({"a": a, "b": b, "c": c, "d": d, "e": e}, __doc__, rounds=5)

@@ -13,7 +13,6 @@ Rounds are interleaved: each measures both sides, and the ratio is the median of
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -21,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from foundation import run
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -85,7 +85,7 @@ def straightforward(module: nn.Module, rows: Rows, basis: Tensor, steps: int, fo
         for trial in range(20):
             if trial:
                 length *= 0.4
-            module.load_state_dict(torch.load(file))
+            module.load_state_dict(torch.load(file, weights_only=True))
             shift(basis.T @ (length * direction))
             value = functional.cross_entropy(module(batch.inputs), batch.targets)
             if value.item() <= loss.item() + 0.4 * length * slope:
@@ -149,23 +149,5 @@ def _seeded(name: str, inputs: tuple[int, ...]) -> nn.Module:
     return networks.build(name, inputs=inputs, outputs=10)
 
 
-def main() -> None:
-    """Run the chosen parts."""
-    parts = {"b": b}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)}; all by default")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    chosen = parser.parse_args()
-    if odd := set(chosen.parts) - set(parts):
-        parser.error(f"no part {', '.join(sorted(odd))}; there are {', '.join(parts)}")
-    torch.set_num_threads(chosen.threads)
-    print(
-        f"torch {torch.__version__}, {chosen.threads} threads, median of {chosen.rounds} interleaved rounds; ours | theirs"
-    )
-    for name in chosen.parts or parts:
-        parts[name](chosen.rounds)
-
-
 if __name__ == "__main__":
-    main()
+    run({"b": b}, __doc__, rounds=9)

@@ -397,18 +397,6 @@ def _every(text: str, steps: int) -> int | Literal["log"]:
     return int(text)
 
 
-def _task_options(
-    width: float, activation: str | None, norm: str | None, data: Path | None, limit: int | None
-) -> dict[str, Any]:
-    return {
-        "width": width,
-        "activation": activation,
-        "norm": norm,
-        "data": str(data.resolve()) if data else None,
-        "limit": limit,
-    }
-
-
 def _fields(recipe: object) -> dict[str, Any]:
     return dataclasses.asdict(recipe)  # type: ignore[call-overload, no-any-return]
 

@@ -31,6 +31,7 @@ from landscape.errors import LandscapeError, UsageError, unknown
 from landscape.objectives import Buffers, Objective, named_buffers
 from landscape.operators import eigenpairs
 from landscape.seeds import generator
+from landscape.solvers import MATRICES
 from landscape.subspaces import Basis, Subspace
 from landscape.trajectories import Centring, Layout, Trajectory
 
@@ -38,7 +39,7 @@ Base = Literal["init", "last", "mean", "own"]
 
 NAMES = ("random", "burn-in", "lottery", "dldr", "hessian")
 # what each takes from a recorded run, where the choice does not say otherwise: the papers' conventions
-_CENTRING: dict[str, Centring] = {"lottery": "increments", "dldr": "centred"}
+CENTRING: dict[str, Centring] = {"lottery": "increments", "dldr": "centred"}
 _BASE: dict[str, Base] = {"random": "last", "burn-in": "last", "lottery": "init", "dldr": "init", "hessian": "last"}
 
 
@@ -56,7 +57,7 @@ class Family:
     @property
     def along(self) -> bool:
         """Whether the directions are principal ones of a trajectory."""
-        return self.name in _CENTRING
+        return self.name in CENTRING
 
     @property
     def blind(self) -> bool:
@@ -74,7 +75,7 @@ class Family:
         """
         d = self.dim if dim is None else dim
         assert d is not None
-        if optimizer in ("newton", "gauss-newton") or (optimizer != "adam" and not self.blind):
+        if optimizer in MATRICES or (optimizer != "adam" and not self.blind):
             return 1.0
         excess = 0.0
         if self.blind and basis == "gaussian":
@@ -204,7 +205,7 @@ def choose(
                 f"{source.label} has {len(rows)} recorded points up to step {source.step}, and {family} takes at least {dim + 1}. "
                 f"Ask for d up to {len(rows) - 1}, or train it again with a smaller --record-every."
             )
-        centring = choice.centring or _CENTRING[family.name]
+        centring = choice.centring or CENTRING[family.name]
         found, variances = trajectory.principal(dim, centring=centring, rows=rows)
         directions = torch.from_numpy(found).to(w)
         space = subspaces.span(origin, directions)

@@ -274,14 +274,14 @@ class Within:
 
         def restricted(f: Objective, w: Tensor) -> tuple[Objective, Start]:
             assert self.family.dim is not None
+            scale = self.scale or self.family.scale(recipe.optimizer, f.dim, basis=self.choice.basis)
             if not run.subspace_path.exists():
-                self._choose(run, f, w, seed, self._rate(recipe, f.dim))
+                self._choose(run, f, w, seed, scale)
             _, kept = _unsealed(
                 run.subspace_path, f.device, f"Restore {run.subspace_path} from a copy, or train into another --out."
             )
             origin, directions = kept["origin"], kept.get("directions")
             buffers = {name: kept[f"buffer.{name}"] for name in f.buffers}
-            scale = self._rate(recipe, f.dim)
             if self.redraw:
                 return f, Start(origin, buffers=buffers, scale=scale)
             if directions is None:
@@ -302,9 +302,6 @@ class Within:
             return families.draw(origin, self.family.dim, seed, self.choice, f.model.layout, k)
 
         return redrawn(f, start, recipe, seed, another, self.redraw)
-
-    def _rate(self, recipe: Recipe, ambient: int) -> float:
-        return self.scale or self.family.scale(recipe.optimizer, ambient, basis=self.choice.basis)
 
     def _choose(self, run: Run, f: Objective, w: Tensor, seed: int, scale: float) -> None:
         chosen = families.choose(

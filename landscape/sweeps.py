@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landscape import files, proportions, solvers, subspaces
+from landscape import families, files, proportions, solvers, subspaces
 from landscape.curvature import free_memory
 from landscape.descent import Recipe, Start, State, descend
 from landscape.errors import UnsafeInputError, UsageError
@@ -46,7 +46,7 @@ from landscape.tasks import Task
 from landscape.trajectories import Centring, Row, Trajectory, TrajectoryWriter
 
 # of a trajectory: what its principal directions are taken of. A lottery basis carried over to another initialisation is "transfer"
-CENTRING: dict[str, Centring] = {"lottery": "increments", "transfer": "increments", "dldr": "centred"}
+CENTRING: dict[str, Centring] = {**families.CENTRING, "transfer": families.CENTRING["lottery"]}
 NAMES = ("random", "burn-in", *CENTRING)
 METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
 FULL = "full"
