@@ -16,7 +16,7 @@ from typing import Any
 import cyclopts
 import yaml
 
-from landscape.cli import looking, making, measuring, reducing
+from landscape.cli import bounding, looking, making, measuring, reducing
 from landscape.errors import LandscapeError, UsageError, unknown, users_lines
 
 
@@ -46,6 +46,7 @@ for place, (group, commands) in enumerate(
             measuring.surface,
         ),
         "How few dimensions": (reducing.threshold, reducing.dldr),
+        "How wide": (bounding.width, bounding.well, bounding.explore),
         "Look": (looking.tasks, looking.show, looking.plot, looking.report, looking.demo),
     }.items()
 ):

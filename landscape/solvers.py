@@ -101,7 +101,7 @@ def fresh(point: Tensor, recipe: Recipe, first: Tensor) -> tuple[Tensor, ...]:
     if recipe.optimizer in MATRICES:
         return point.new_full(lead, recipe.ridge), counts
     last = () if recipe.secants == "same" else (torch.zeros_like(point), torch.zeros_like(point), point.new_zeros(lead))
-    return *_rule(recipe).fresh(point, recipe, first), *last, counts
+    return *_rule(recipe).fresh(point, recipe.history, first), *last, counts
 
 
 def carried(moments: tuple[Tensor, ...], before: tuple[Tensor, ...], recipe: Recipe) -> tuple[Tensor, ...]:
@@ -148,8 +148,8 @@ def move(
     else:
         if recipe.secants == "cross":
             *held, s, before, length = held
-            secant, damped = _secant(s, gradient - before, -_each(length) * before, recipe)
-            held = rule.learn(held, secant)
+            pair, damped = secant(s, gradient - before, -_each(length) * before, recipe.damping)
+            held = rule.learn(held, pair)
         direction = -rule.times(held, gradient, first)
         trial = warm * ones
     slope = dot(gradient, direction)
@@ -165,15 +165,15 @@ def move(
             after = gradient if found.gradient is None else found.gradient
             if bool(asked.any()):
                 after = torch.where(_each(asked), batch.slopes(place)[1], after)
-            secant, damped = _secant(step, after - gradient, -_each(found.length) * gradient, recipe)
-            held = rule.learn(held, secant)
+            pair, damped = secant(step, after - gradient, -_each(found.length) * gradient, recipe.damping)
+            held = rule.learn(held, pair)
         else:
             last = (step, gradient, found.length)
         forgotten = broken | (~found.good & (recipe.on_failure == "reset"))
         if bool(forgotten.any()):
             held = [
                 torch.where(forgotten.reshape(*forgotten.shape, *[1] * (old.ndim - forgotten.ndim)), new, old)
-                for new, old in zip(rule.fresh(point, recipe, first), held, strict=True)
+                for new, old in zip(rule.fresh(point, recipe.history, first), held, strict=True)
             ]
     elif recipe.search != "none":
         ridge = torch.where(found.good & (found.trials == 1), held[0] / RIDGE_FACTOR, held[0] * RIDGE_FACTOR)
@@ -301,31 +301,33 @@ _SEARCHES: dict[str, Callable[..., _Found]] = {"armijo": _armijo, "wolfe": _wolf
 
 
 @dataclass(frozen=True, eq=False)
-class _Secant:
+class Secant:
+    """A step and the change of the gradient along it, to learn from."""
+
     s: Tensor  # (..., d)
     y: Tensor  # (..., d)
     rho: Tensor  # (...,): 1 / s.y, where good
     good: Tensor  # (...,) bool: to be learnt from
 
 
-def _secant(s: Tensor, y: Tensor, bent: Tensor, recipe: Recipe) -> tuple[_Secant, Tensor]:
+def secant(s: Tensor, y: Tensor, bent: Tensor, damping: float) -> tuple[Secant, Tensor]:
     """A step, the change of the gradient along it and what the present B says of that change, as a pair to learn from; and whether y was damped (...,)."""
     sy, expected = dot(s, y), dot(s, bent)
-    damped = sy < recipe.damping * expected
-    share = torch.where(damped, (1 - recipe.damping) * expected / (expected - sy), torch.ones_like(sy))
+    damped = sy < damping * expected
+    share = torch.where(damped, (1 - damping) * expected / (expected - sy), torch.ones_like(sy))
     y = torch.where(_each(damped), _each(share) * y + _each(1 - share) * bent, y)
     sy = dot(s, y)
     # what is below rounding says nothing of the curvature's sign
     floor = torch.finfo(s.dtype).eps * s.norm(dim=-1) * y.norm(dim=-1)
     good = (sy > floor.clamp_min(LEAST_CURVATURE)) & y.isfinite().all(-1)
-    return _Secant(s, y, 1 / torch.where(good, sy, torch.ones_like(sy)), good), damped & good
+    return Secant(s, y, 1 / torch.where(good, sy, torch.ones_like(sy)), good), damped & good
 
 
 class _Rule(Protocol):
-    def fresh(self, point: Tensor, recipe: Recipe, first: Tensor) -> tuple[Tensor, ...]:
+    def fresh(self, point: Tensor, history: int, first: Tensor) -> tuple[Tensor, ...]:
         """What is held before the first pair."""
 
-    def learn(self, held: list[Tensor], pair: _Secant) -> list[Tensor]:
+    def learn(self, held: list[Tensor], pair: Secant) -> list[Tensor]:
         """What is held after one more."""
 
     def times(self, held: list[Tensor], gradient: Tensor, first: Tensor) -> Tensor:
@@ -333,11 +335,11 @@ class _Rule(Protocol):
 
 
 class _BFGS:
-    def fresh(self, point: Tensor, recipe: Recipe, first: Tensor) -> tuple[Tensor, ...]:
+    def fresh(self, point: Tensor, history: int, first: Tensor) -> tuple[Tensor, ...]:
         eye = torch.eye(point.shape[-1], dtype=point.dtype, device=point.device)
         return (_each(_each(first)) * eye,)
 
-    def learn(self, held: list[Tensor], pair: _Secant) -> list[Tensor]:
+    def learn(self, held: list[Tensor], pair: Secant) -> list[Tensor]:
         """H <- (I - rho s y^T) H (I - rho y s^T) + rho s s^T, multiplied out: symmetric to the bit."""
         (inverse,) = held
         s, hy = pair.s, (inverse @ _each(pair.y)).squeeze(-1)
@@ -350,13 +352,17 @@ class _BFGS:
         return (held[0] @ _each(gradient)).squeeze(-1)
 
 
-class _LBFGS:
-    def fresh(self, point: Tensor, recipe: Recipe, first: Tensor) -> tuple[Tensor, ...]:
-        lead, d = point.shape[:-1], point.shape[-1]
-        empty = point.new_zeros(*lead, recipe.history, d)
-        return empty, empty.clone(), point.new_zeros(*lead, recipe.history)
+class LimitedMemory:
+    """The inverse Hessian of the last h pairs."""
 
-    def learn(self, held: list[Tensor], pair: _Secant) -> list[Tensor]:
+    def fresh(self, point: Tensor, history: int, first: Tensor) -> tuple[Tensor, ...]:
+        """No pairs yet: (..., h, d), (..., h, d), (..., h)."""
+        lead, d = point.shape[:-1], point.shape[-1]
+        empty = point.new_zeros(*lead, history, d)
+        return empty, empty.clone(), point.new_zeros(*lead, history)
+
+    def learn(self, held: list[Tensor], pair: Secant) -> list[Tensor]:
+        """With one pair more, and the oldest gone."""
         steps, changes, rhos = held
         newer = (
             torch.cat([steps[..., 1:, :], pair.s.unsqueeze(-2)], -2),
@@ -385,7 +391,7 @@ class _LBFGS:
 
 
 def _rule(recipe: Recipe) -> _Rule:
-    return _BFGS() if recipe.optimizer == "bfgs" else _LBFGS()
+    return _BFGS() if recipe.optimizer == "bfgs" else LimitedMemory()
 
 
 # -- Newton -----------------------------------------------------------------------------------------------------------

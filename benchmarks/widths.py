@@ -1,0 +1,77 @@
+"""Cost of the threshold dimension of quadratic wells. Prints medians; asserts nothing.
+
+    python benchmarks/widths.py [a] [b] [--rounds 5] [--threads 2]
+
+(a) the projection on the cone of an ellipsoid at D = 1,000,000: seconds a sample and peak memory in vectors of D float64, on one thread, in a process of its own;
+(b) the sharp form, the polar estimate (25 draws) and exact simulation (25 draws) at D = 400 and 2,000: seconds, and d* with its error.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import subprocess
+import sys
+
+import numpy as np
+from foundation import run, seconds
+
+from landscape.functionals import standard_error
+from landscape.quadratics import Quadratic, spectrum
+
+SPECTRA = ("flat", "power:1", "power:2", "outliers:10")
+SHARES = (0.3, 0.003)  # of the start's mean loss
+DRAWS = 25
+
+PROJECTION = """
+import statistics, sys, time
+import numpy as np
+from landscape.quadratics import Quadratic, spectrum
+name, share, rounds, D = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), 1_000_000
+random = np.random.default_rng(0)
+well = Quadratic(spectrum(name, D), random.standard_normal(D) / 1000)
+g = random.standard_normal((1, D))
+def peak():
+    # the process's own high-water mark; ru_maxrss would also hold that of the process that started it
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+before, times = peak(), []
+for _ in range(rounds):
+    started = time.perf_counter()
+    x = well.project(g, share * well.initial)
+    times.append(time.perf_counter() - started)
+print(f"(a) projection, D = 1,000,000, {name}, level {share:g}: {statistics.median(times):6.3f} s a sample (under 3 s), at most {(peak() - before) / 8 / D:5.1f} vectors of D beside the well and g; |g - x|^2 = {((g - x) ** 2).sum():.6g}")
+"""
+
+
+def a(rounds: int) -> None:
+    """Large projections."""
+    alone = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    for name in SPECTRA:
+        for share in SHARES:
+            words = [sys.executable, "-c", PROJECTION, name, str(share), str(rounds)]
+            subprocess.run(words, check=True, env=alone)
+
+
+def b(rounds: int) -> None:
+    """Three ways to d*."""
+    for dim in (400, 2000):
+        for name in SPECTRA:
+            well = Quadratic.of_spectrum(spectrum(name, dim), np.full(dim, 1 / math.sqrt(dim)))
+            levels = [share * well.initial for share in SHARES]
+            # all levels are read off the same subspaces
+            simulated = well.thresholds(levels, DRAWS)
+            exact = seconds(lambda: well.thresholds(levels, DRAWS)) / len(levels)
+            for column, share, level in zip(simulated.T, SHARES, levels, strict=True):
+                form = statistics.median(seconds(lambda: well.threshold(level)) for _ in range(rounds))
+                cone = statistics.median(seconds(lambda: well.polar(level, draws=DRAWS)) for _ in range(rounds))
+                value, error, _ = well.polar(level, draws=DRAWS)
+                print(
+                    f"(b) D = {dim:5,}, {name:<11} level {share:<5g}: sharp {well.threshold(level):7.1f} in {form * 1e3:6.2f} ms; "
+                    f"polar {value:7.1f} ± {error:4.1f} in {cone * 1e3:6.1f} ms; simulated {column.mean():7.1f} ± {standard_error(column):4.1f} in {exact * 1e3:8.1f} ms",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    run({"a": a, "b": b}, __doc__, rounds=5)
