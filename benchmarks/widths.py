@@ -1,28 +1,38 @@
 """Cost of the threshold dimension of quadratic wells. Prints medians; asserts nothing.
 
-    python benchmarks/widths.py [a] [b] [--rounds 5] [--threads 2]
+    python benchmarks/widths.py [a] [b] [c] [--rounds 5] [--threads 2]
 
 (a) the projection on the cone of an ellipsoid at D = 1,000,000: seconds a sample and peak memory in vectors of D float64, on one thread, in a process of its own;
-(b) the sharp form, the polar estimate (25 draws) and exact simulation (25 draws) at D = 400 and 2,000: seconds, and d* with its error.
+(b) the sharp form, the polar estimate (25 draws) and exact simulation (25 draws) at D = 400 and 2,000: seconds, and d* with its error;
+(c) digits-mlp (D = 6,570) from the initialisation and after 16 steps of burn-in: `landscape width` against the scan `landscape threshold` over 8 dimensions and 10 seeds with the task's own number of steps,
+    commands and all, one after the other in this process (rounds do not matter): seconds, their ratio, and the dimensions that both find.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 from foundation import run, seconds
 
+from landscape.analysis.answers import load
+from landscape.analysis.widths import Width
+from landscape.cli.app import main
 from landscape.functionals import standard_error
 from landscape.quadratics import Quadratic, spectrum
 
 SPECTRA = ("flat", "power:1", "power:2", "outliers:10")
 SHARES = (0.3, 0.003)  # of the start's mean loss
 DRAWS = 25
+LEVELS = "1,0.5,0.2"  # of (c)
 
 PROJECTION = """
 import statistics, sys, time
@@ -73,5 +83,41 @@ def b(rounds: int) -> None:
                 )
 
 
+def c(rounds: int) -> None:
+    """Search against scan."""
+    with tempfile.TemporaryDirectory() as folder:
+        run_folder, sweep = Path(folder) / "run", Path(folder) / "sweep"
+
+        def timed(*words: object) -> float:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                return seconds(lambda: main([str(word) for word in words]))
+
+        timed("train", "digits-mlp", "--steps", 600, "--record-every", 8, "--out", run_folder)
+        for family, place in (("random", "init"), ("burn-in@16", "16")):
+            scan = timed(
+                "threshold", "digits-mlp", "--family", family, "--dims", "16,24,32,48,64,96,128,192", "--loss", LEVELS, "--out", sweep
+            )  # fmt: skip
+            search = timed("width", run_folder, "--loss", LEVELS, "--from", place, "--measured", sweep)
+            found = load(max((run_folder / "results").glob("width*.json"), key=lambda path: path.stat().st_mtime))
+            assert isinstance(found, Width) and found.phase is not None
+            print(
+                f"(c) digits-mlp from {place}: scan {scan:6.1f} s, width {search:6.1f} s, {scan / search:5.1f} times faster"
+            )
+            for row, level in enumerate(found.levels):
+                words = [
+                    f"{name} {found.dims[name][0, row]:6.1f} ± {found.dims[name][1, row]:4.1f} ({found.dims[name][0, row] / found.phase.quantiles[1, 0, row]:4.2f} of it)"
+                    for name in ("plane", "polar")
+                ]
+                low, middle, high = (
+                    found.phase.lows[1, 0, row],
+                    found.phase.quantiles[1, 0, row],
+                    found.phase.highs[1, 0, row],
+                )
+                print(
+                    f"    train loss {level:g}: measured d50 {middle:6.1f} [{low:.0f}, {high:.0f}], {', '.join(words)}",
+                    flush=True,
+                )
+
+
 if __name__ == "__main__":
-    run({"a": a, "b": b}, __doc__, rounds=5)
+    run({"a": a, "b": b, "c": c}, __doc__, rounds=5)

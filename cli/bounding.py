@@ -61,7 +61,7 @@ def width(
     draws
         Random rays and planes, over which the errors are taken; 8 where nothing is given.
     radii
-        Distances from the start at which searches begin, with commas; by default half, 2 and 8 times the norm of the start.
+        Distances from the start at which searches begin, with commas; by default half and 3 times the norm of the start.
     rounds
         Of a search, a level; 12 where nothing is given. More where a warning says that an estimate still fell.
     hessian

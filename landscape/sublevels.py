@@ -1,6 +1,6 @@
 """How near random rays and random planes come to a sublevel set, seen from a start: the constrained problem behind Gaussian width and threshold dimension.
 
-Letters: D parameters, E draws, S starting radii, L levels (from the easiest), k dimensions of a plane, K of the largest, M members (what goes in lockstep), n marks of progress, s distance from the start.
+Letters: D parameters, E draws, S starting radii, L levels (from the easiest), k dimensions of a plane, M members (what goes in lockstep), n marks of progress, s distance from the start.
 
     S(eps) = {w : f(w) <= eps},   C = cone(S(eps) - w_0),   g standard normal in R^D
     ray     theta: least angle between C and the ray {t g : t > 0}
@@ -62,10 +62,8 @@ PENALTY = 30.0  # dimensions that the first gap costs at first, or a gap of 1 wh
 STEP = 0.3  # most that a step changes the distance s, relatively
 TRIALS = 8  # of a search along a direction
 SUFFICIENT = 1e-4  # of its decrease, as is usual for quasi-Newton steps
-SETTLED = (
-    0.01,
-    0.05,
-)  # a member has ended when a round changes |x|^2 / 2 by no more than this, relatively or in dimensions
+# a member has ended when a round changes |x|^2 / 2 by no more than these, relatively or in dimensions: a fifth of a standard error at most
+SETTLED = (0.02, 0.2)
 BYTES = 2**30  # of history, and of planes: beyond, members go one group after another, and fewer draws have planes
 RETREATS = 12  # quarterings of a starting radius where the loss is not finite
 
@@ -158,9 +156,10 @@ def nearest(
     inside = initial <= wanted
     outside = wanted[~inside]
     count = len(outside)
-    gaze = _Gaze(f, start, outside, [_rows(start, 1, seed, draw) for draw in range(draws)])
-    members = _Members(gaze, np.tile(np.arange(draws), len(begin)), np.ones(len(begin) * draws, dtype=int))
-    marks, progress = _rays(members, begin, rounds) if count else (np.zeros(0), np.zeros((0, draws, 0)))
+    gaze = _Gaze(f, start, outside)
+    rows = torch.stack([_rows(start, 1, seed, draw) for draw in range(draws)])
+    members = _Members(gaze, rows.repeat(len(begin), 1, 1))
+    marks, progress = _rays(members, begin, draws, rounds) if count else (np.zeros(0), np.zeros((0, draws, 0)))
     by_radius = members.angles.reshape(len(begin), draws, count)
     filled = np.where(np.isnan(by_radius), np.inf, by_radius)
     best = filled.argmin(0)  # (E, L) of the radii
@@ -205,10 +204,10 @@ def _rows(start: Tensor, count: int, seed: int, draw: int) -> Tensor:
     return space.push(torch.eye(count, dtype=start.dtype, device=start.device))
 
 
-def _rays(members: _Members, radii: np.ndarray, rounds: int) -> tuple[np.ndarray, np.ndarray]:
+def _rays(members: _Members, radii: np.ndarray, draws: int, rounds: int) -> tuple[np.ndarray, np.ndarray]:
     """Search along rays from all radii, level by level. Returns marks (n,) and the best angles (n, E, L) there."""
-    gaze, draws = members.gaze, len(members.gaze.bases)
-    z = members.begin(np.repeat(radii, draws), torch.ones(len(members.owners), 1))
+    gaze = members.gaze
+    z = members.begin(np.repeat(radii, draws), torch.ones(len(radii) * draws, 1))
     marks: list[float] = []
     progress: list[np.ndarray] = []
     for place, level in enumerate(gaze.levels):
@@ -227,7 +226,7 @@ def _planes(
     From the solution of a ray that lies in the plane, the search ends in worse minima: at four to twelve times the angle squared on digits.
     """
     most = int(dims.max())
-    gaze.bases = [_rows(gaze.start, most, seed, draw) for draw in range(draws)]
+    bases = torch.stack([_rows(gaze.start, most, seed, draw) for draw in range(draws)])
     within = [
         torch.randn(most, generator=generator(seed, "within", draw), dtype=torch.float64) for draw in range(draws)
     ]
@@ -237,8 +236,8 @@ def _planes(
     for place, (level, count) in enumerate(zip(gaze.levels, dims, strict=True)):
         if not count:
             continue
-        members = _Members(gaze, everyone, np.full(draws, count))
-        z = members.begin(np.full(draws, distance), torch.stack(within)) if v is None else members.at(v)
+        members = _Members(gaze, bases[:, :count])
+        z = members.begin(np.full(draws, distance), torch.stack(within)[:, :count]) if v is None else members.at(v)
         goals = torch.full_like(z[:, 0], math.log(level) - MARGIN)
         for _ in members.follow(z, goals, np.full(draws, place), rounds):
             pass
@@ -251,35 +250,33 @@ def _planes(
 
 
 class _Gaze:
-    """What members share: the objective, the start (D,), the levels (L,), and an orthonormal basis (K, D) of each draw."""
+    """What members share: the objective, the start (D,) and the levels (L,)."""
 
-    def __init__(self, f: Objective, start: Tensor, levels: np.ndarray, bases: list[Tensor]) -> None:
-        self.f, self.start, self.levels, self.bases = f, start, levels, bases
+    def __init__(self, f: Objective, start: Tensor, levels: np.ndarray) -> None:
+        self.f, self.start, self.levels = f, start, levels
         self.evaluations = 0
 
 
 class _Members:
-    """M searches in lockstep. The coordinates z (M, D + K) of each: x (D,), and s u (K,) in units of its starting radius, of which the first `dims` move."""
+    """M searches in lockstep, each of a ray or plane with orthonormal rows `bases` (M, k, D). Coordinates z (M, D + k): x (D,), and s u (k,) in units of a length of its own."""
 
-    def __init__(self, gaze: _Gaze, owners: np.ndarray, dims: np.ndarray) -> None:
-        self.gaze, self.owners = gaze, owners
-        count, levels, start = len(owners), len(gaze.levels), gaze.start
-        width = len(gaze.bases[0])
-        self.free = (torch.arange(width) < torch.from_numpy(dims)[:, None]).to(start)  # (M, K)
+    def __init__(self, gaze: _Gaze, bases: Tensor) -> None:
+        self.gaze, self.bases = gaze, bases
+        count, levels, start = len(bases), len(gaze.levels), gaze.start
         self.scale = torch.ones(count, dtype=start.dtype, device=start.device)
-        self.angles = np.full((count, levels), np.nan)
-        self.distances = np.full((count, levels), np.nan)
         self.held = torch.zeros(count, 1, dtype=start.dtype, device=start.device)  # 1: the distance stands still
+        self.angles = np.full((count, levels), np.nan)  # the least that were met, and the distances there
+        self.distances = np.full((count, levels), np.nan)
         self.losses = np.full(count, np.inf)
         self.failed = np.zeros(count, dtype=bool)
 
     # -- coordinates ---------------------------------------------------------
 
     def begin(self, radii: np.ndarray, directions: Tensor) -> Tensor:
-        """Coordinates at distances `radii` (M,) along directions (M, K) of the planes, or nearer where the loss is not finite there."""
+        """Coordinates at distances `radii` (M,) along directions (M, k) in their planes, or nearer where the loss is not finite there."""
         self.scale = torch.from_numpy(radii).to(self.scale)
-        inside = directions.to(self.free) * self.free
-        nothing = self.free.new_zeros(len(radii), len(self.gaze.start))
+        inside = directions.to(self.scale)
+        nothing = inside.new_zeros(len(radii), len(self.gaze.start))
         z = torch.cat([nothing, inside / inside.norm(dim=1, keepdim=True)], dim=1)
         wrong = np.arange(len(radii))
         for _ in range(RETREATS):
@@ -300,7 +297,7 @@ class _Members:
         return torch.cat([rest, along / self.scale[:, None]], dim=1)
 
     def displacement(self, z: Tensor, which: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """w - w_0 (m, D) at coordinates of the members `which`, and of it the part t (m, K) in the plane and its length (m, 1)."""
+        """w - w_0 (m, D) at coordinates of the members `which`, and of it the part t (m, k) in the plane and its length (m, 1)."""
         ambient = len(self.gaze.start)
         t = z[:, ambient:] * self.scale[which, None]
         length = t.norm(dim=1, keepdim=True)
@@ -308,24 +305,19 @@ class _Members:
 
     def _push(self, t: Tensor, which: np.ndarray) -> Tensor:
         """A^T t (m, D)."""
-        found = torch.empty(len(t), len(self.gaze.start), dtype=t.dtype, device=t.device)
-        for draw in np.unique(self.owners[which]):
-            own = torch.from_numpy(np.flatnonzero(self.owners[which] == draw)).to(t.device)
-            found[own] = t[own] @ self.gaze.bases[draw]
-        return found
+        return (t[:, None] @ self._bases(which))[:, 0]
 
     def _project(self, v: Tensor, which: np.ndarray) -> Tensor:
-        """A v (m, K), 0 where a plane has fewer dimensions."""
-        found = torch.empty(len(v), self.free.shape[1], dtype=v.dtype, device=v.device)
-        for draw in np.unique(self.owners[which]):
-            own = torch.from_numpy(np.flatnonzero(self.owners[which] == draw)).to(v.device)
-            found[own] = v[own] @ self.gaze.bases[draw].T
-        return found * self.free[which]
+        """A v (m, k)."""
+        return (self._bases(which) @ v[:, :, None])[:, :, 0]
+
+    def _bases(self, which: np.ndarray) -> Tensor:
+        return self.bases if len(which) == len(self.bases) else self.bases[which]
 
     # -- values --------------------------------------------------------------
 
     def look(self, z: Tensor, which: np.ndarray) -> tuple[Tensor, Tensor]:
-        """log f (m,) and its gradient (m, D + K) at coordinates of the members `which` (m,); what lies in a set is noted."""
+        """log f (m,) and its gradient (m, D + k) at coordinates of the members `which` (m,); what lies in a set is noted."""
         gaze, ambient = self.gaze, len(self.gaze.start)
         x = z[:, :ambient]
         v, t, length = self.displacement(z, which)
@@ -337,7 +329,7 @@ class _Members:
         slope = slope / loss[:, None]
         along = self._project(slope, which)
         by_x = length / math.sqrt(ambient) * (slope - self._push(along, which))
-        by_t = along + self.free[which] * t / length * (dot(slope, x)[:, None] / math.sqrt(ambient))
+        by_t = along + t / length * (dot(slope, x)[:, None] / math.sqrt(ambient))
         outward = t / length
         by_t = by_t - self.held[which] * dot(by_t, outward)[:, None] * outward
         return loss.log(), torch.cat([by_x, by_t * self.scale[which, None]], dim=1)
@@ -357,7 +349,7 @@ class _Members:
     # -- the search ----------------------------------------------------------
 
     def follow(self, z: Tensor, goals: Tensor, places: np.ndarray, rounds: int) -> Iterator[None]:
-        """Rounds of the augmented Lagrangian to log f = goals (M,), at `places` (M,) of the levels. Each moves the coordinates z (M, D + K), and ends with a pause.
+        """Rounds of the augmented Lagrangian to log f = goals (M,), at `places` (M,) of the levels. Each moves the coordinates z (M, D + k), and ends with a pause.
 
         Who has not met its set goes once more from where it began, at a distance that is held until the multiplier has settled: with a small one, and a start that nearly lies in the set, the way to less is back to the start.
         """
