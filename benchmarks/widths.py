@@ -5,7 +5,8 @@
 (a) the projection on the cone of an ellipsoid at D = 1,000,000: seconds a sample and peak memory in vectors of D float64, on one thread, in a process of its own;
 (b) the sharp form, the polar estimate (25 draws) and exact simulation (25 draws) at D = 400 and 2,000: seconds, and d* with its error;
 (c) digits-mlp (D = 6,570) from the initialisation and after 16 steps of burn-in: `landscape width` against the scan `landscape threshold` over 8 dimensions and 10 seeds with the task's own number of steps,
-    commands and all, one after the other in this process (rounds do not matter): seconds, their ratio, and the dimensions that both find.
+    commands and all, one after the other in this process (rounds do not matter): seconds, their ratio, and the dimensions that both find. The same grid as a plain loop of single trainings (`phases.py`) is
+    timed on one seed, and its time is multiplied by the number of seeds.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import phases
+import torch
 from foundation import run, seconds
 
+from landscape import tasks
 from landscape.analysis.answers import load
 from landscape.analysis.widths import Width
 from landscape.cli.app import main
@@ -32,7 +36,7 @@ from landscape.quadratics import Quadratic, spectrum
 SPECTRA = ("flat", "power:1", "power:2", "outliers:10")
 SHARES = (0.3, 0.003)  # of the start's mean loss
 DRAWS = 25
-LEVELS = "1,0.5,0.2"  # of (c)
+LEVELS, DIMS, SEEDS = "1,0.5,0.2", (16, 24, 32, 48, 64, 96, 128, 192), 10  # of (c)
 
 PROJECTION = """
 import statistics, sys, time
@@ -85,6 +89,10 @@ def b(rounds: int) -> None:
 
 def c(rounds: int) -> None:
     """Search against scan."""
+    task = tasks.find("digits-mlp")
+    phases.STEPS = int(str(task.defaults["steps"]))
+    plain, (_, within) = phases.Plain(task), phases.recipes(task)
+    origin = torch.cat([p.detach().flatten() for p in task.make(0).parameters()])
     with tempfile.TemporaryDirectory() as folder:
         run_folder, sweep = Path(folder) / "run", Path(folder) / "sweep"
 
@@ -95,13 +103,14 @@ def c(rounds: int) -> None:
         timed("train", "digits-mlp", "--steps", 600, "--record-every", 8, "--out", run_folder)
         for family, place in (("random", "init"), ("burn-in@16", "16")):
             scan = timed(
-                "threshold", "digits-mlp", "--family", family, "--dims", "16,24,32,48,64,96,128,192", "--loss", LEVELS, "--out", sweep
+                "threshold", "digits-mlp", "--family", family, "--dims", ",".join(map(str, DIMS)), "--seeds", SEEDS, "--loss", LEVELS, "--out", sweep
             )  # fmt: skip
             search = timed("width", run_folder, "--loss", LEVELS, "--from", place, "--measured", sweep)
             found = load(max((run_folder / "results").glob("width*.json"), key=lambda path: path.stat().st_mtime))
             assert isinstance(found, Width) and found.phase is not None
+            loop = SEEDS * seconds(lambda: [plain.cell(origin, dim, 0, within) for dim in DIMS])
             print(
-                f"(c) digits-mlp from {place}: scan {scan:6.1f} s, width {search:6.1f} s, {scan / search:5.1f} times faster"
+                f"(c) digits-mlp from {place}: width {search:6.1f} s; scan as one ensemble {scan:6.1f} s, {scan / search:5.1f} times as long; as a loop {loop:6.1f} s, {loop / search:5.1f} times"
             )
             for row, level in enumerate(found.levels):
                 words = [

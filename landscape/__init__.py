@@ -12,12 +12,15 @@ if TYPE_CHECKING:
     from landscape.analysis.barriers import barrier as barrier
     from landscape.analysis.checks import check as check
     from landscape.analysis.dimensions import dimension as dimension
+    from landscape.analysis.explorations import exploration as exploration
     from landscape.analysis.layerwise import layers as layers
     from landscape.analysis.reductions import reduction as reduction
     from landscape.analysis.spectra import spectrum as spectrum
     from landscape.analysis.stability import sharpness as sharpness
     from landscape.analysis.surfaces import surface as surface
     from landscape.analysis.thresholds import threshold as threshold
+    from landscape.analysis.wells import well as well
+    from landscape.analysis.widths import width as width
     from landscape.descent import Recipe as Recipe
     from landscape.descent import Start as Start
     from landscape.descent import State as State
@@ -29,11 +32,13 @@ if TYPE_CHECKING:
     from landscape.operators import SymmetricOperator as SymmetricOperator
     from landscape.operators import eigenpairs as eigenpairs
     from landscape.operators import lanczos as lanczos
+    from landscape.quadratics import Quadratic as Quadratic
     from landscape.recordings import import_checkpoints as import_checkpoints
     from landscape.recordings import record as record
     from landscape.recordings import site as site
     from landscape.results import Result as Result
     from landscape.runs import Run as Run
+    from landscape.sublevels import nearest as nearest
     from landscape.subspaces import Subspace as Subspace
     from landscape.sweeps import Plan as Plan
     from landscape.sweeps import sweep as sweep
@@ -44,19 +49,24 @@ _HOMES = {
     "landscape.analysis.barriers": ("barrier",),
     "landscape.analysis.checks": ("check",),
     "landscape.analysis.dimensions": ("dimension",),
+    "landscape.analysis.explorations": ("exploration",),
     "landscape.analysis.reductions": ("reduction",),
     "landscape.analysis.thresholds": ("threshold",),
     "landscape.analysis.stability": ("sharpness",),
     "landscape.analysis.layerwise": ("layers",),
     "landscape.analysis.spectra": ("spectrum",),
     "landscape.analysis.surfaces": ("surface",),
+    "landscape.analysis.wells": ("well",),
+    "landscape.analysis.widths": ("width",),
     "landscape.descent": ("Recipe", "Start", "State", "descend"),
     "landscape.families": ("Family",),
     "landscape.objectives": ("Loss", "Objective", "Rows"),
     "landscape.operators": ("SymmetricOperator", "eigenpairs", "lanczos"),
+    "landscape.quadratics": ("Quadratic",),
     "landscape.recordings": ("import_checkpoints", "record", "site"),
     "landscape.results": ("Result",),
     "landscape.runs": ("Run",),
+    "landscape.sublevels": ("nearest",),
     "landscape.subspaces": ("Subspace",),
     "landscape.sweeps": ("Plan", "sweep"),
     "landscape.tasks": ("Task",),

@@ -29,7 +29,7 @@ def make():
     x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
     return nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2)), "cross-entropy", (x, (x[:, 0] > 0).long())
 """
-KINDS = ("spectrum", "layers", "sharpness", "dimensions", "barrier", "surface", "checkup")
+KINDS = ("spectrum", "layers", "sharpness", "dimensions", "barrier", "surface", "width", "exploration", "checkup")
 
 
 def ask(*argv: object) -> None:
@@ -50,6 +50,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ask("dimensions", run, "--task", spec, "--points", "3")
     ask("barrier", f"{run}@init", run, "--task", spec)
     ask("surface", run, "--task", spec, "--side", "5")
+    ask("width", run, "--task", spec, "--loss", "0.6,0.5", "--draws", "2", "--rounds", "2", "--radii", "1")
+    ask("explore", run, "--task", spec, "--loss", "0.6,0.5", "--directions", "4")
     ask("check", run, "--task", spec)
     return run
 

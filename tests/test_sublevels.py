@@ -128,7 +128,7 @@ def test_a_plane_that_hits_has_angle_0():
     mean, spread = found.polar().mean(), found.polar().std(ddof=1) / math.sqrt(24)
     assert abs(mean - 3) < 4 * spread  # far out the tube is a linear subspace, whose polar cone has 3 dimensions
     if found.plane_dims[0] > 3:
-        assert (found.plane_angles == 0).mean() > 0.4  # where it is just met, the search may end before it is
+        assert (found.plane_angles == 0).mean() > 0.2  # where it is just met, the search may end before it is
         assert (dim * np.sin(found.plane_angles) ** 2 < 0.2).all()
 
 
