@@ -25,7 +25,7 @@ The problem of each member: with A (k, D) orthonormal rows and w = w_0 + s (A^T 
     minimise |x|^2 / 2   subject to   log f(w) <= log eps          (D tan^2 theta = |x|^2: it is measured in dimensions)
 
 over s, u and x: the distance to the start is free, since it is a cone that is projected on. Augmented Lagrangian, with limited-memory BFGS inside; levels follow each other from the easiest, each from the solution
-of the one before. Every point on the way that lies in a set, of any level, counts for it: a search that is stopped early gives a worse bound, and no wrong one. Planes start from the solutions of rays that lie in them.
+of the one before. Every point on the way that lies in a set, of any level, counts for it: a search that is stopped early gives a worse bound, and no wrong one.
 
 Sources: Larsen, Fort, Becker, Ganguli 2022, section 3 (width, local angular dimension); Gordon 1988 (comparison, escape); Amelunxen, Lotz, McCoy, Tropp 2014 (statistical dimension of cones);
 Nocedal and Wright, Numerical Optimization, 2nd edition 2006, sections 7.2 (limited memory) and 17.3 (augmented Lagrangian).
