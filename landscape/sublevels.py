@@ -8,24 +8,27 @@ Letters: D parameters, E draws, S starting radii, L levels (from the easiest), k
 
 All that is asked of S hangs on these angles. With phi(d) = arcsin sqrt(d / D), the angle of a coordinate axis to a random d-dimensional subspace,
 
-    width            w = E sup <g, (x - w_0) / |x - w_0|> = a_D E cos theta,   a_D = E|g|   (of g, length and direction are independent)
+    width            w = E max(0, sup <g, (x - w_0) / |x - w_0|>) = a_D E cos theta,   a_D = E|g|   (of g, length and direction are independent)
     polar estimate   E dist^2(g, C) = D E sin^2 theta
     plane estimate   d_k with phi(d_k) = phi(k) + E theta_k
 
 Why phi: a circular cone begins at the angle pi/2 - phi(d*) from its axis, and the axis is at pi/2 - phi(k) from a random plane, so the plane estimate is d* for every k < d*. The polar estimate is the same with k = 0.
-For any closed convex cone sqrt(d_k) = sqrt(k) + sqrt(D) sin theta_k, the same for small angles, is the equality case of Gordon's comparison, which for any closed set is an inequality: d_k is then a lower side of d*.
-What makes it strict is choice: of many pieces of a set the nearest is nearer to a ray than a piece is on average, while subspaces must still hit one. A plane has less to choose the larger k is, and theta_k = 0 is a hit itself.
-So d_k rises with k to the dimension at which planes hit; k = 0 is Gordon's D - w^2; how far apart they lie tells how far the set is from convex.
+For other closed convex cones the two sides agree to lowest order (sqrt(d*) = sqrt(k) + sqrt(D) sin theta_k is the equality case of Gordon's comparison), and d_k is above d* by a little: for a linear subspace by the
+distance of the least singular value of a Gaussian matrix to its limit, 5% to 10% where d* is some tens. For sets that are not convex the comparison is an inequality, and the angles give less than the dimension at which
+subspaces hit: of many pieces of a set the nearest is nearer to a ray than a piece is on average, while subspaces must still hit one. A plane has less to choose the larger k is, and theta_k = 0 is a hit itself, so that d_k rises with k
+to the dimension at which planes hit. k = 0 is Gordon's D - w^2. How far apart they lie tells how far the set is from convex.
 
-Directions of error. Every angle found is that of a point met, so it is an upper bound of the true angle, and lower and upper sides follow: the width is bounded from below, E dist^2(g, C) and d_k from above.
-But E dist^2(g, C) itself is d* for convex cones only, and at most d* (to O(1)) for others.
+k has to stay below d*, for where planes hit no angle is left to measure: all that is known is that they do. It is the polar estimate less two of its standard deviations sqrt(2 d), at least 2.
+
+Directions of error. Every angle found is that of a point met, so it is an upper bound of the true angle: w is bounded from below, E dist^2(g, C) and d_k from above. w is the width of the part of C in the unit ball: a ray with nothing
+ahead of it counts as 0, where the supremum over the sphere would be negative; the two differ for cones so small that this is likely. E dist^2(g, C) itself is d* for convex cones only, and about a lower side of it for others.
 
 The problem of each member: with A (k, D) orthonormal rows and w = w_0 + s (A^T u + x / sqrt(D)), u of unit length, x orthogonal to the rows of A,
 
     minimise |x|^2 / 2   subject to   log f(w) <= log eps          (D tan^2 theta = |x|^2: it is measured in dimensions)
 
-over s, u and x: the distance to the start is free, since it is a cone that is projected on. Augmented Lagrangian, with limited-memory BFGS inside; levels follow each other from the easiest, each from the solution
-of the one before. Every point on the way that lies in a set, of any level, counts for it: a search that is stopped early gives a worse bound, and no wrong one.
+over s, u and x: the distance to the start is free, since it is a cone that is projected on. Augmented Lagrangian, with limited-memory BFGS inside. Levels follow each other down from the loss at the start, with others put
+between them where they are far apart, each from the solution of the one before: a low level that is searched for at once ends in worse minima. Every point on the way that lies in a set, of any level, counts for it: a search that is stopped early gives a worse bound, and no wrong one.
 
 Sources: Larsen, Fort, Becker, Ganguli 2022, section 3 (width, local angular dimension); Gordon 1988 (comparison, escape); Amelunxen, Lotz, McCoy, Tropp 2014 (statistical dimension of cones);
 Nocedal and Wright, Numerical Optimization, 2nd edition 2006, sections 7.2 (limited memory) and 17.3 (augmented Lagrangian).
@@ -56,9 +59,10 @@ ROUNDS = 12  # of the augmented Lagrangian at a level: the first takes some eigh
 INNER = 15  # quasi-Newton steps of a round
 HISTORY = 12  # pairs of step and change that they remember
 DAMPING = 0.2  # Powell's own
-MARGIN = 0.005  # the search aims at so much less than log eps, so that it ends inside: it moves d* by 0.005 dd* / dlog eps, a tenth of a dimension on digits
-LEAST_GAP = 0.05
-PENALTY = 30.0  # dimensions that the first gap costs at first, or a gap of 1 where that is less; threefold where a round leaves more than a quarter of the distance to the level
+# the search aims at so much less than log eps, in units of log f(w_0) / eps or 1, whichever is less, so that it ends inside: it moves d* by 0.005 dd* / dlog eps, a tenth of a dimension on digits
+MARGIN = 0.005
+PENALTY = 30.0  # first one, in dimensions per square of such units; threefold where a round leaves more than a quarter of the distance to the level
+RUNG = 2.5  # most that a level lies below the one before
 STEP = 0.3  # most that a step changes the distance s, relatively
 TRIALS = 8  # of a search along a direction
 SUFFICIENT = 1e-4  # of its decrease, as is usual for quasi-Newton steps
@@ -100,12 +104,12 @@ class Sight:
         return found
 
     def widths(self) -> np.ndarray:
-        """Samples (E, L) of a_D cos theta, whose mean is the width. A draw that met nothing counts as 0: a lower bound, since the mean over g and -g is never less."""
+        """Samples (E, L) of a_D cos theta, whose mean is the width of the part of C in the unit ball. A draw that met nothing counts as 0, the least that it could be."""
         found: np.ndarray = expected_norm(self.ambient) * np.cos(_least(self.angles))
         return found
 
     def planes(self) -> np.ndarray:
-        """Samples (P, L) of the plane estimate d_k; NaN where there was no plane or no point was met."""
+        """Samples (P, L) of the plane estimate d_k; k where a plane hits; NaN where there was no plane or no point was met."""
         own = np.arcsin(np.sqrt(self.plane_dims / self.ambient))
         found: np.ndarray = self.ambient * np.sin(_least(own + self.plane_angles)) ** 2
         return np.where(np.isfinite(self.plane_angles) & ((self.plane_dims > 0) | self.inside), found, np.nan)
@@ -129,7 +133,7 @@ def nearest(
     """The least angles between E random rays, and planes, and the cones of sublevel sets seen from `start` (D,). All draws and starting radii go in lockstep.
 
     levels: of f, positive (what is followed is log f). radii: starting distances |w - w_0|; by default `RADII` times |start|, or times 1 at the origin.
-    planes: also planes of k dimensions, k the polar estimate of each level: at most d* where rays have converged, so that planes do not hit yet and leave an angle to measure.
+    planes: also half as many planes, of k dimensions, k chosen by level; none where the polar estimate is less than 4, or D.
     rounds: at most so many of the augmented Lagrangian at a level.
     Raises UsageError for levels or radii that are not positive and finite, a start whose loss is not finite, fewer than 2 draws, no round, D = 1.
     """
@@ -154,41 +158,56 @@ def nearest(
     if not len(begin) or not (np.isfinite(begin) & (begin > 0)).all():
         raise UsageError(f"starting radii are positive and finite; got {begin.tolist()}.")
     inside = initial <= wanted
-    outside = wanted[~inside]
-    count = len(outside)
-    gaze = _Gaze(f, start, outside)
+    gaze = _Gaze(f, start, initial, _ladder(initial, wanted[~inside]))
+    asked, count = np.isin(gaze.levels, wanted), len(gaze.levels)
     rows = torch.stack([_rows(start, 1, seed, draw) for draw in range(draws)])
     members = _Members(gaze, rows.repeat(len(begin), 1, 1))
     marks, progress = _rays(members, begin, draws, rounds) if count else (np.zeros(0), np.zeros((0, draws, 0)))
     by_radius = members.angles.reshape(len(begin), draws, count)
-    filled = np.where(np.isnan(by_radius), np.inf, by_radius)
-    best = filled.argmin(0)  # (E, L) of the radii
+    best = np.where(np.isnan(by_radius), np.inf, by_radius).argmin(0)  # (E, L) of the radii
     angles, distances = (
         np.take_along_axis(found.reshape(len(begin), draws, count), best[None], 0)[0]
         for found in (members.angles, members.distances)
     )
-    dims = np.zeros(count, dtype=int)
-    seen = distant = np.full((draws, count), np.nan)
-    if planes and count:
-        met = np.isfinite(angles).any(0)
-        polar = f.dim * np.nanmean(np.sin(np.where(met, angles, 0)) ** 2, axis=0)  # of the draws that met the set
-        dims = np.clip(np.ceil(polar), 2, f.dim - 1).astype(int) * met
-        held = max(1, BYTES // (int(dims.max()) * f.dim * start.element_size()))
-        some = min(max(2, draws // 2), held)
-        dims = dims * (some > 1)
-        if some > 1 and met.any():
-            typical = float(np.nanmedian(distances[:, met.argmax()]))
-            seen, distant = _planes(gaze, typical, dims, some, rounds, seed)
+    dims = _plane_dims(angles, f.dim) if planes else np.zeros(count, dtype=int)
+    # as many as fit in memory, and one alone has no error
+    crossing = min(max(2, draws // 2), BYTES // (max(1, int(dims.max(initial=0))) * f.dim * start.element_size()))
+    dims = dims * (crossing > 1)
+    seen = distant = np.full((max(2, draws // 2), count), np.nan)
+    if dims.any():
+        typical = float(np.nanmedian(distances[:, dims.argmax()]))
+        seen, distant = _planes(gaze, typical, dims, crossing, rounds, seed)
     angles, distances, by_radius, seen, distant, progress = (
-        _among(found, inside) for found in (angles, distances, by_radius, seen, distant, progress)
+        _among(found[..., asked], inside) for found in (angles, distances, by_radius, seen, distant, progress)
     )
     plane_dims = np.zeros(len(wanted), dtype=int)
-    plane_dims[~inside] = dims
+    plane_dims[~inside] = dims[asked]
     losses, failed = (part.reshape(len(begin), draws) for part in (members.losses, members.failed))
     return Sight(
         wanted, inside, angles, distances, begin, by_radius, plane_dims, seen, distant, marks, progress,
         losses.min(0), failed, f.dim, gaze.evaluations,
     )  # fmt: skip
+
+
+def _ladder(initial: float, levels: np.ndarray) -> np.ndarray:
+    """The levels (L,), and between them and the loss at the start so many others, evenly in their logarithm, that none lies more than RUNG below the one before."""
+    rungs: list[float] = []
+    above = initial
+    for level in levels.tolist():
+        steps = max(1, math.ceil(math.log(above / level) / math.log(RUNG) - 1e-9))
+        rungs += [above * (level / above) ** (step / steps) for step in range(1, steps)]
+        rungs.append(level)
+        above = level
+    return np.array(rungs)
+
+
+def _plane_dims(angles: np.ndarray, ambient: int) -> np.ndarray:
+    """k (L,) for rays at angles (E, L); 0 where there is no room for planes between a line and the estimate, or no ray met the set."""
+    met = np.isfinite(angles)
+    polar = ambient * np.where(met, np.sin(np.where(met, angles, 0)) ** 2, 0).sum(0) / np.maximum(met.sum(0), 1)
+    dims = np.maximum(np.floor(polar - 2 * np.sqrt(2 * polar)), 2).astype(int)
+    found: np.ndarray = dims * (polar >= 4) * (dims < ambient - 1)
+    return found
 
 
 def _among(found: np.ndarray, inside: np.ndarray) -> np.ndarray:
@@ -210,9 +229,8 @@ def _rays(members: _Members, radii: np.ndarray, draws: int, rounds: int) -> tupl
     z = members.begin(np.repeat(radii, draws), torch.ones(len(radii) * draws, 1))
     marks: list[float] = []
     progress: list[np.ndarray] = []
-    for place, level in enumerate(gaze.levels):
-        goals = torch.full_like(z[:, 0], math.log(level) - MARGIN)
-        for _ in members.follow(z, goals, np.full(len(goals), place), rounds):
+    for place in range(len(gaze.levels)):
+        for _ in members.follow(z, place, rounds):
             marks.append(gaze.evaluations / draws)
             progress.append(np.fmin.reduce(members.angles.reshape(len(radii), draws, -1), axis=0))
     return np.array(marks), np.array(progress).reshape(len(marks), draws, len(gaze.levels))
@@ -233,13 +251,12 @@ def _planes(
     everyone = np.arange(draws)
     found = np.full((2, draws, len(dims)), np.nan)
     v = None
-    for place, (level, count) in enumerate(zip(gaze.levels, dims, strict=True)):
+    for place, count in enumerate(dims):
         if not count:
             continue
         members = _Members(gaze, bases[:, :count])
         z = members.begin(np.full(draws, distance), torch.stack(within)[:, :count]) if v is None else members.at(v)
-        goals = torch.full_like(z[:, 0], math.log(level) - MARGIN)
-        for _ in members.follow(z, goals, np.full(draws, place), rounds):
+        for _ in members.follow(z, place, rounds):
             pass
         v = members.displacement(z, everyone)[0]
         flat = z.clone()
@@ -250,10 +267,13 @@ def _planes(
 
 
 class _Gaze:
-    """What members share: the objective, the start (D,) and the levels (L,)."""
+    """What members share: the objective, the start (D,), the levels (L,), and for each the unit (L,) in which log f is measured."""
 
-    def __init__(self, f: Objective, start: Tensor, levels: np.ndarray) -> None:
+    def __init__(self, f: Objective, start: Tensor, initial: float, levels: np.ndarray) -> None:
         self.f, self.start, self.levels = f, start, levels
+        self.units = np.minimum(
+            np.log(initial / levels), 1.0
+        )  # where the set is near, or the loss has a floor, small differences count
         self.evaluations = 0
 
 
@@ -263,6 +283,7 @@ class _Members:
     def __init__(self, gaze: _Gaze, bases: Tensor) -> None:
         self.gaze, self.bases = gaze, bases
         count, levels, start = len(bases), len(gaze.levels), gaze.start
+        self.place = 0  # of the level that is aimed at
         self.scale = torch.ones(count, dtype=start.dtype, device=start.device)
         self.held = torch.zeros(count, 1, dtype=start.dtype, device=start.device)  # 1: the distance stands still
         self.angles = np.full((count, levels), np.nan)  # the least that were met, and the distances there
@@ -317,22 +338,25 @@ class _Members:
     # -- values --------------------------------------------------------------
 
     def look(self, z: Tensor, which: np.ndarray) -> tuple[Tensor, Tensor]:
-        """log f (m,) and its gradient (m, D + k) at coordinates of the members `which` (m,); what lies in a set is noted."""
+        """How far log f is above the level (m,), in its units, and the gradient of that (m, D + k), at coordinates of the members `which` (m,). What lies in a set is noted."""
         gaze, ambient = self.gaze, len(self.gaze.start)
+        level, unit = float(gaze.levels[self.place]), float(gaze.units[self.place])
         x = z[:, :ambient]
         v, t, length = self.displacement(z, which)
         loss, slope = gaze.f.value_and_gradient(gaze.start + v)
         gaze.evaluations += len(z)
         self._note(x, v, loss, which)
         # a loss of 0 lies in every set; its logarithm should not be minus infinity
-        loss = loss.clamp_min(float(gaze.levels.min()) * 1e-6).to(z.dtype)
-        slope = slope / loss[:, None]
+        loss = loss.clamp_min(level * 1e-6)
+        slope = slope / (unit * loss).to(z.dtype)[:, None]
         along = self._project(slope, which)
         by_x = length / math.sqrt(ambient) * (slope - self._push(along, which))
         by_t = along + t / length * (dot(slope, x)[:, None] / math.sqrt(ambient))
         outward = t / length
         by_t = by_t - self.held[which] * dot(by_t, outward)[:, None] * outward
-        return loss.log(), torch.cat([by_x, by_t * self.scale[which, None]], dim=1)
+        return (loss / level).log().to(z.dtype) / unit + MARGIN, torch.cat(
+            [by_x, by_t * self.scale[which, None]], dim=1
+        )
 
     def _note(self, x: Tensor, v: Tensor, loss: Tensor, which: np.ndarray) -> None:
         found = loss.double().cpu().numpy()
@@ -348,29 +372,27 @@ class _Members:
 
     # -- the search ----------------------------------------------------------
 
-    def follow(self, z: Tensor, goals: Tensor, places: np.ndarray, rounds: int) -> Iterator[None]:
-        """Rounds of the augmented Lagrangian to log f = goals (M,), at `places` (M,) of the levels. Each moves the coordinates z (M, D + k), and ends with a pause.
+    def follow(self, z: Tensor, place: int, rounds: int) -> Iterator[None]:
+        """Rounds of the augmented Lagrangian to a level. Each moves the coordinates z (M, D + k), and ends with a pause.
 
         Who has not met its set goes once more from where it began, at a distance that is held until the multiplier has settled: with a small one, and a start that nearly lies in the set, the way to less is back to the start.
         """
+        self.place = place
         self.held[:] = 0
         origin = z.clone()
-        yield from self._rounds(z, goals, np.arange(len(z)), rounds)
-        lost = np.flatnonzero(np.isnan(self.angles[np.arange(len(z)), places]))
+        yield from self._rounds(z, np.arange(len(z)), rounds)
+        lost = np.flatnonzero(np.isnan(self.angles[:, place]))
         if len(lost):
             z[lost], self.held[lost] = origin[lost], 1
-            yield from self._rounds(z, goals, lost, rounds)
+            yield from self._rounds(z, lost, rounds)
 
-    def _rounds(self, z: Tensor, goals: Tensor, live: np.ndarray, rounds: int) -> Iterator[None]:
+    def _rounds(self, z: Tensor, live: np.ndarray, rounds: int) -> Iterator[None]:
         ambient = len(self.gaze.start)
         # at a solution x = -multiplier * (slope by x); elsewhere the least squares of that
-        height, slope = self.look(z[live], live)
-        by_x = slope[:, :ambient]
+        by_x = self.look(z[live], live)[1][:, :ambient]
         multipliers, penalties, gaps, costs = (
-            torch.full_like(goals, value) for value in (0.0, 0.0, math.inf, math.inf)
+            torch.full_like(z[:, 0], value) for value in (0.0, PENALTY, math.inf, math.inf)
         )
-        # the first penalty of a small gap is to be felt, too
-        penalties[live] = PENALTY / (height - goals[live]).nan_to_num(1.0).clamp(LEAST_GAP, 1) ** 2
         multipliers[live] = (
             (-dot(z[live, :ambient], by_x) / dot(by_x, by_x).clamp_min(1e-30)).nan_to_num(0).clamp_min(0)
         )
@@ -379,7 +401,7 @@ class _Members:
             still = np.zeros(len(z), dtype=bool)
             for first in range(0, len(live), room):
                 own = live[first : first + room]
-                z[own], gap = self._descend(z[own], own, goals[own], penalties[own], multipliers[own])
+                z[own], gap = self._descend(z[own], own, penalties[own], multipliers[own])
                 cost = dot(z[own, :ambient], z[own, :ambient]) / 2
                 met = gap.abs() <= MARGIN
                 change = (cost - costs[own]).abs()
@@ -397,15 +419,12 @@ class _Members:
             if not len(live):
                 return
 
-    def _descend(
-        self, z: Tensor, which: np.ndarray, goals: Tensor, penalties: Tensor, multipliers: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """`INNER` quasi-Newton steps on |x|^2 / 2 + (max(0, multiplier + penalty c)^2 - multiplier^2) / (2 penalty), c = log f - goal. Returns coordinates and c."""
+    def _descend(self, z: Tensor, which: np.ndarray, penalties: Tensor, multipliers: Tensor) -> tuple[Tensor, Tensor]:
+        """`INNER` quasi-Newton steps on |x|^2 / 2 + (max(0, multiplier + penalty c)^2 - multiplier^2) / (2 penalty), c as `look` has it. Returns coordinates and c."""
         ambient = len(self.gaze.start)
 
         def lagrangian(z: Tensor, among: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            value, slope = self.look(z, which[among.cpu().numpy()])
-            gap = value - goals[among]
+            gap, slope = self.look(z, which[among.cpu().numpy()])
             force = (multipliers[among] + penalties[among] * gap).clamp_min(0)
             cost = dot(z[:, :ambient], z[:, :ambient]) / 2
             slope = force[:, None] * slope
