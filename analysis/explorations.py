@@ -27,7 +27,7 @@ from landscape.analysis.surfaces import random_plane
 from landscape.errors import UsageError, unknown
 from landscape.objectives import Objective, dtype_name, require_finite
 from landscape.proportions import wilson
-from landscape.rays import Rays, random_directions, rays
+from landscape.rays import TOLERANCE, Rays, random_directions, rays
 from landscape.results import Result
 from landscape.seeds import generator
 
@@ -44,7 +44,10 @@ LEVELS = 3  # where none are asked for: even in log loss between the losses of t
 QUARTILES = (0.25, 0.5, 0.75)
 BAND = (0.1, 0.5, 0.9)  # of the loss over directions
 TOLD = 3  # levels in the summary
-MARKED = 6  # levels drawn into the picture of the loss: labels of more would lie on each other
+MARKED = 16  # levels drawn into the picture of the loss: labels of more do not fit beside it
+ROOMY = 6  # rows of levels in the picture of distances whose names may have two lines
+LABEL = 0.045  # of the picture's height, to a label: 7 points of some 170
+BEYOND = 1.3  # drawn past the last crossing where every ray has left every set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,6 @@ class Exploration(Result):
     drawn: str  # uniform, or filter-normalised
     reach: float  # the last distance of the random rays
     confidence: float  # of the intervals of shares
-    statistics: str  # BatchNorm: `eval` (the start's running statistics everywhere) or `batch`; `none`: no buffers
     rays: dict[str, np.ndarray]  # fields of Rays, of the E random directions
     towards: list[str]  # (M,) points that the lines go to
     lengths: np.ndarray  # (M,) distance of these
@@ -96,6 +98,13 @@ class Exploration(Result):
         return np.asarray((self.random.intervals == 1).sum(0))
 
     @property
+    def blurred(self) -> float:
+        """Crossings up to here are told no closer: they lie within the rounding of the start. 0 where there is none."""
+        ends = [found.crossing + found.error for found in (self.random, self.lined)]
+        lost = [found.error > 2 * TOLERANCE * found.crossing for found in (self.random, self.lined)]
+        return float(max([0.0, *ends[0][lost[0]], *ends[1][lost[1]]]))
+
+    @property
     def straight(self) -> np.ndarray:
         """(M, L): whether the first interval of a line holds its point; False where the point is outside the set. A set star-shaped about a point inside has this on every line to it."""
         lines = self.lined
@@ -116,7 +125,7 @@ class Exploration(Result):
         """See Result."""
         task = self.provenance.get("task")
         told = "; ".join(self._told(place) for place in _spread(len(self.levels), TOLD))
-        rays = f"{len(self.rays['losses'])} {self.drawn} directions, up to {self.reach:.3g} away (D = {self.dim:,})"
+        rays = f"{self._count('direction')}, up to {self.reach:.3g} away (D = {self.dim:,})"
         return f"{f'{task}: ' if task else ''}from loss {self.start_loss:.3g} along {rays}: {told}."
 
     def _told(self, place: int) -> str:
@@ -124,25 +133,35 @@ class Exploration(Result):
         count = len(self.rays["losses"])
         inside = bool(self.starts_inside[place])
         if inside:
-            text = f"loss {self.levels[place]:.4g} is left at {self._three('exits', place)}, in one interval by {self._share(self.single[place], count)}"
+            text = f"loss {self.levels[place]:.4g} is "
+            if np.isinf(self.quartiles("exits")[0, place]):
+                text += (
+                    f"not left within {self.reach:.3g} by {int(np.isinf(self.random.exits[:, place]).sum())} of {count}"
+                )
+            else:
+                text += f"left at {self._three('exits', place)}"
+            text += f", in one interval by {self._share(self.single[place], count)}"
         else:
             text = f"loss {self.levels[place]:.4g} is reached by {self._share(self.reached[place], count)}"
         lines = self.lined
         for number, name in enumerate(self.towards):
             where = (lines.exits if inside else lines.entries)[number, place]
-            text += f", towards {name} "
-            text += f"at {where:.3g} of {self.lengths[number]:.3g}" if np.isfinite(where) else "not"
+            if np.isfinite(where):
+                text += f", towards {name} at {self._short(where)} of {self.lengths[number]:.3g}"
+            else:
+                text += (
+                    f", not {'left' if inside else 'reached'} towards {name} within {lines.distances[number, -1]:.3g}"
+                )
             if lines.inside[number, place, ALONG // 2] and not self.straight[number, place]:
                 text += " (in more than one interval up to it)"
         return text
 
     def caption(self) -> str:
         """See Result."""
-        count = len(self.rays["losses"])
         text = (
-            f"Loss, mean over {self.provenance.get('rows', 'all')} rows, along {count} {self.drawn} random directions from a point of loss {self.start_loss:.4g} and norm {self.start_norm:.3g} in D = {self.dim:,}, "
+            f"Loss, mean over {self.provenance.get('rows', 'all')} rows, along {self._count('random direction')} from a point of loss {self.start_loss:.4g} and norm {self.start_norm:.3g} in D = {self.dim:,}, "
             f"at {self.rays['losses'].shape[1] - 1} distances (L2) up to {self.reach:.3g}: median, and the band of the middle 80%. A set S(level) holds the points whose loss is at most the level. "
-            "Where a ray enters and leaves a set is narrowed by bisection; what it does twice between two distances is not seen, so that shares that reach a set are at least, shares with one interval at most, those shown. "
+            f"Where a ray enters and leaves a set is narrowed by bisection, to {100 * TOLERANCE:.1g}% of the distance; what it does twice between two distances is not seen, so that shares that reach a set are at least, shares with one interval at most, those shown. "
             f"Quartiles are over the rays that are ever inside; a distance beyond the reach counts as more than all others. Intervals of shares: Wilson's, {100 * self.confidence:g}%. "
         )
         if self.starts_inside.any():
@@ -161,11 +180,11 @@ class Exploration(Result):
             )
         lost = int((~np.isfinite(self.rays["losses"])).sum())
         if lost:
-            text += f"Hatched: distances at which the loss of some rays is not finite ({lost} points in all); they are outside every set, and the band is over the others. "
-        if self.statistics == "eval":
-            text += "BatchNorm has the start's running statistics everywhere. "
-        elif self.statistics != "none":
-            text += f"BatchNorm policy: {self.statistics}. "
+            text += f"Hatched, as far as drawn: distances at which the loss of some rays is not finite ({lost} points in all); they are outside every set, and the band is over the others. "
+        if self.blurred:
+            text += f"<: nearer to the start than its rounding, {self.blurred:.2g}. "
+        if self.provenance.get("norm") == "batch":
+            text += "BatchNorm by the statistics of each chunk of rows: the set is of one function of the weights. "
         return text.rstrip()
 
     def table(self) -> list[tuple[str, ...]]:
@@ -196,15 +215,15 @@ class Exploration(Result):
         for number, name in enumerate(self.towards):
             end = float(lines.distances[number, -1])
             for place, level in enumerate(self.levels):
-                met = int(lines.intervals[number, place])
+                met, out = int(lines.intervals[number, place]), float(lines.exits[number, place])
                 rows.append(
                     (
                         f"line to {name}, {self.lengths[number]:.3g} away",
                         f"{level:.4g}",
                         "inside" if self.starts_inside[place] else "outside",
                         "" if self.starts_inside[place] else "yes" if met else "no",
-                        f"{lines.entries[number, place]:.3g}" if met and not self.starts_inside[place] else "",
-                        _beyond(lines.exits[number, place], end) if met else "",
+                        self._short(lines.entries[number, place]) if met and not self.starts_inside[place] else "",
+                        (self._short(out) if np.isfinite(out) else f"not within {end:.3g}") if met else "",
                         ("yes" if lines.inside[number, place, -1] else "no") if met else "",
                         ("yes" if met == 1 else f"no, {met}") if met else "",
                         "",
@@ -222,8 +241,20 @@ class Exploration(Result):
 
     def _three(self, which: str, place: int) -> str:
         """Median and quartiles."""
-        low, middle, high = (_beyond(number, self.reach) for number in self.quartiles(which)[:, place])
+        ends = self.quartiles(which)[:, place]
+        if np.isinf(ends).all():
+            return f"not within {self.reach:.3g}"
+        low, middle, high = (self._short(end) if np.isfinite(end) else f"> {self.reach:.3g}" for end in ends)
         return f"{middle} [{low}, {high}]"
+
+    def _short(self, distance: float) -> str:
+        """Of a crossing, to the digits that it is known to."""
+        return f"{distance:.3g}" if distance > self.blurred else f"< {self.blurred:.2g}"
+
+    def _count(self, noun: str) -> str:
+        """The random directions, with their number."""
+        count = len(self.rays["losses"])
+        return f"{count} {self.drawn} {noun}{'' if count == 1 else 's'}"
 
     # -- pictures -----------------------------------------------------------------------------------------------------
 
@@ -252,8 +283,7 @@ class Exploration(Result):
 
     def _plot_loss(self, ax: Axes) -> None:
         found = self.random
-        x = found.distances[0, 1:]
-        losses = found.losses[:, 1:]
+        x, losses = self._drawn(found.distances[0], found.losses)
         low, middle, high = self._band(losses)
         ax.fill_between(x, low, high, color=styles.GREY, alpha=0.35, linewidth=0, label="middle 80%")
         ax.plot(x, middle, color=styles.BLACK, label=f"median of {len(losses)} random")
@@ -261,19 +291,33 @@ class Exploration(Result):
         if lost.any():
             ax.fill_between(x, 0, 1, where=lost, transform=ax.get_xaxis_transform(), facecolor="none", edgecolor=styles.GREY, hatch="////", linewidth=0)  # fmt: skip
         lines = self.lined
+        shown = [self.start_loss, *self.levels, *low, *high]
         for number, name in enumerate(self.towards):
             colour, dash = _line_look(number)
-            along = np.where(np.isfinite(lines.losses[number]), lines.losses[number], np.nan)
-            ax.plot(lines.distances[number, 1:], along[1:], dash, color=colour, label=f"line to {name}")
-            ax.plot(self.lengths[number], along[ALONG // 2], "*", color=colour, markersize=9, markeredgecolor="black", markeredgewidth=0.5)  # fmt: skip
-        shown = [self.start_loss, *self.levels, *low, *high, *lines.losses.ravel()]
+            away, along = self._drawn(lines.distances[number], lines.losses[number])
+            shown += [*along]
+            ax.plot(away, along, dash, color=colour, label=f"line to {name}")
+            ax.plot(self.lengths[number], along[ALONG // 2 - 1], "*", color=colour, markersize=9, markeredgecolor="black", markeredgewidth=0.5)  # fmt: skip
         finite = [number for number in shown if np.isfinite(number)]
         if min(finite) > 0:
             ax.set_yscale("log")
-        for place in _spread(len(self.levels), MARKED):
-            level = self.levels[place]
-            ax.axhline(level, color=_level_look(place)[0], linewidth=0.8, linestyle=":")
-            ax.annotate(f"{level:.4g}", (1.0, level), (2, 0), xycoords=("axes fraction", "data"), textcoords="offset points", color=_level_look(place)[0], fontsize=7, va="center")  # fmt: skip
+        marked = _spread(len(self.levels), MARKED)
+        for place in marked:
+            ax.axhline(self.levels[place], color=_level_look(place)[0], linewidth=0.8, linestyle=":")
+        ax.set_ylim(ax.get_ylim())  # the labels' heights are of these limits
+        heights = ax.transAxes.inverted().transform(ax.transData.transform([(1.0, self.levels[place]) for place in marked]))[:, 1]  # fmt: skip
+        for place, height, apart in zip(marked, heights, _apart(heights[::-1], LABEL)[::-1], strict=True):
+            colour = _level_look(place)[0]
+            ax.annotate(
+                f"{self.levels[place]:.4g}",
+                (1.0, height),
+                (1.03, apart),
+                xycoords="axes fraction",
+                color=colour,
+                fontsize=7,
+                va="center",
+                arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 0},
+            )
         ax.set_ylabel("loss")
         ax.set_title("Loss along rays (dotted: the levels)", loc="left")
         ax.legend(loc="best")
@@ -302,7 +346,7 @@ class Exploration(Result):
                 )
             ax.annotate(said.replace(", ", "\n"), (1.01, row), xycoords=("axes fraction", "data"), va="center", fontsize=7)  # fmt: skip
             names.append(
-                f"{level:.4g}\n({'inside' if inside else 'outside'})" if len(self.levels) <= MARKED else f"{level:.4g}"
+                f"{level:.4g}\n({'inside' if inside else 'outside'})" if len(self.levels) <= ROOMY else f"{level:.4g}"
             )
             for number in range(len(self.towards)):
                 tint = _line_look(number)[0]
@@ -313,7 +357,7 @@ class Exploration(Result):
                     ax.plot(self.lengths[number], height, "*", color=tint, markersize=7, markeredgecolor="black", markeredgewidth=0.5)  # fmt: skip
         ax.set_yticks(range(len(names)), names[::-1])
         ax.set_ylim(-0.55, len(names) - 0.3)
-        ax.set_ylabel("level (start)")
+        ax.set_ylabel("level (start)" if len(names) <= ROOMY else "level")
         handles = [_handle(ax, styles.GREY, "o", "left at", styles.GREY)]
         if not self.starts_inside.all():
             handles.insert(0, _handle(ax, styles.GREY, "o", "entered at", "none"))
@@ -332,13 +376,26 @@ class Exploration(Result):
             ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
             ax.plot(x, hits / count, "-" + marker, color=colour, markersize=3, markevery=(place, 5), label=f"{level:.4g}")  # fmt: skip
         ax.set(ylim=(-0.04, 1.04), ylabel="share of directions inside")
-        ax.set_title(f"Share of {count} directions inside S(level) at a distance", loc="left")
+        ax.set_title(f"Share of {count} direction{'' if count == 1 else 's'} inside S(level) at a distance", loc="left")
         ax.legend(title="level", loc="best")
 
     def _span(self) -> tuple[float, float]:
-        """Of the distances that are drawn: all but 0."""
-        first, last = self.rays["distances"][0, [1, -1]]
-        return float(first), float(max(last, *self.lines["distances"][:, -1], 0.0))
+        """Of the distances that are drawn: all but 0, and none far beyond the last crossing where every random ray has left every set."""
+        found, lines = self.random, self.lined
+        first, last = found.distances[0, [1, -1]]
+        last = max(last, *lines.distances[:, -1], 0.0)
+        if (found.intervals > 0).all() and not found.inside[..., -1].any():
+            ends = lines.distances[lines.inside[..., -1].any(1), -1]
+            told = BEYOND * max(*found.crossing, *lines.crossing, *self.lengths, *ends, 0.0)
+            if told > first:  # else no loss that was taken would be drawn
+                last = min(last, told)
+        return float(first), float(last)
+
+    def _drawn(self, distances: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of a ray's distances (K,) and losses (..., K), those that are drawn, up to the first past the axis; NaN for what is not finite."""
+        stop = int(np.searchsorted(distances, self._span()[1])) + 1
+        shown = losses[..., 1:stop]
+        return distances[1:stop], np.where(np.isfinite(shown), shown, np.nan)
 
     def _band(self, losses: np.ndarray) -> np.ndarray:
         """Quantiles (3, K) over the rays with a finite loss; NaN where there is none."""
@@ -354,8 +411,8 @@ class Exploration(Result):
         import plotly.graph_objects as go
 
         found, lines = self.random, self.lined
-        x = found.distances[0, 1:]
-        shown = np.where(np.isfinite(found.losses), found.losses, np.nan)[:, 1:]
+        x, shown = self._drawn(found.distances[0], found.losses)
+        numbers = [*shown.ravel(), *self.levels]
         apart = np.full((len(shown), 1), np.nan)  # a gap between rays
         figure = go.Figure()
         figure.add_scatter(
@@ -367,13 +424,14 @@ class Exploration(Result):
             hovertemplate="ray %{customdata}<br>distance %{x:.3g}<br>loss %{y:.4g}<extra></extra>",
             name="each random ray",
         )
-        figure.add_scatter(x=x, y=self._band(found.losses[:, 1:])[1], mode="lines", line={"color": styles.BLACK}, name="their median")  # fmt: skip
+        figure.add_scatter(x=x, y=self._band(shown)[1], mode="lines", line={"color": styles.BLACK}, name="their median")  # fmt: skip
         for number, name in enumerate(self.towards):
-            along = np.where(np.isfinite(lines.losses[number]), lines.losses[number], np.nan)[1:]
+            away, along = self._drawn(lines.distances[number], lines.losses[number])
+            numbers += [*along]
             figure.add_scatter(
-                x=lines.distances[number, 1:],
+                x=away,
                 y=along,
-                customdata=lines.distances[number, 1:] / self.lengths[number],
+                customdata=away / self.lengths[number],
                 mode="lines",
                 line={"color": _line_look(number)[0], "dash": "dash"},
                 hovertemplate="distance %{x:.3g} (%{customdata:.3g} of the way)<br>loss %{y:.4g}<extra></extra>",
@@ -383,22 +441,17 @@ class Exploration(Result):
             figure.add_scatter(
                 x=self._span(),
                 y=2 * [self.levels[place]],
-                text=["", f"{self.levels[place]:.4g}"],
-                mode="lines+text",
-                textposition="top left",
-                line={"color": _level_look(place)[0], "width": 1, "dash": "dot"},
+                mode="lines",
+                line={"color": _level_look(place)[0], "width": 1, "dash": ("dot", "dashdot", "longdashdot")[place % 3]},
                 hoverinfo="skip",
-                showlegend=False,
+                name=f"level {self.levels[place]:.4g}",
             )
         styles.interactive(figure, x="distance from the start (L2)", y="loss").update_xaxes(type="log")
-        numbers = [*shown.ravel(), *self.levels, *lines.losses.ravel()]
+        # beside the axes, in the levels' order: above them the toolbar covers it, and names in the picture would lie on each other
+        figure.update_layout(legend={"orientation": "v", "x": 1.02, "y": 1})
         if min(number for number in numbers if np.isfinite(number)) > 0:
             figure.update_yaxes(type="log")
         return figure
-
-
-def _beyond(number: float, reach: float) -> str:
-    return f"{number:.3g}" if np.isfinite(number) else f"> {reach:.3g}"
 
 
 def _spread(size: int, count: int) -> list[int]:
@@ -406,13 +459,22 @@ def _spread(size: int, count: int) -> list[int]:
     return [int(place) for place in np.unique(np.linspace(0, size - 1, min(size, count)).round())]
 
 
+def _apart(heights: np.ndarray, gap: float) -> np.ndarray:
+    """Heights (n,) that increase, as near as can be to themselves with a gap between neighbours, from 0 to 1."""
+    from scipy.optimize import isotonic_regression
+
+    steps = gap * np.arange(len(heights))
+    moved: np.ndarray = isotonic_regression(heights - steps).x.clip(0, max(1 - steps[-1], 0)) + steps
+    return moved
+
+
 def _level_look(place: int) -> tuple[str, str]:
-    """Colour and marker of a level."""
-    return styles.CYCLE[place % len(styles.CYCLE)], "os^Dv"[place % 5]
+    """Colour and marker of a level: periods of 4 and 9, so that 36 levels differ; no line has a colour or the star of these."""
+    return styles.CYCLE[place % 4], "os^DvPX<>"[place % 9]
 
 
 def _line_look(number: int) -> tuple[str, str]:
-    """Colour and dash of a line: none of the first levels has its colour."""
+    """Colour and dash of a line: no level has its colour."""
     return (styles.ORANGE, styles.SKY, styles.YELLOW)[number % 3], ("--", "-.", ":")[number % 3]
 
 
@@ -439,6 +501,8 @@ def exploration(
 ) -> Exploration:
     """Look at the sublevel sets of f along random rays from `start` (D,), and along the lines from it to other points.
 
+    Where the network has buffers, BatchNorm takes the statistics of each chunk of rows, as for the width: running ones are of one point.
+
     levels: of the loss; None: three, even in log loss between the greatest and the least loss of the start and the points of `towards`.
     towards: points (D,) by name, as the ends of the run; one that is the start is left out, with a warning.
     directions: E (64: a share of one half is known to within 12%, and none of them at all means at most 5.7%).
@@ -455,6 +519,8 @@ def exploration(
         raise UsageError(f"a confidence lies between 0 and 1; got {confidence:g}.")
     if start.shape != (f.dim,):
         raise UsageError(f"a start has shape ({f.dim},); got {tuple(start.shape)}.")
+    if f.buffers:  # running statistics are of one point, and the set is of all
+        f = f.with_buffers(f.buffers, norm="batch")
     start = start.detach().to(f.device, f.dtype)
     here = f(start)
     require_finite(here, "the loss at the start")
@@ -464,6 +530,9 @@ def exploration(
         raise UsageError(
             "the start is 0, so that a reach in units of its norm is 0: give the reach as a distance (--reach-distance)."
         )
+
+    if furthest > (most := torch.finfo(torch.float32).max):
+        raise UsageError(f"the reach is {furthest:.3g} away, and single precision ends at {most:.3g}: lower --reach.")
 
     notes: list[str] = []
     ways: dict[str, Tensor] = {}
@@ -492,7 +561,11 @@ def exploration(
         no_rays, nowhere, never = np.empty((0, ALONG + 1)), np.empty(0, dtype=int), np.empty(0)
         lines = Rays(random.levels, no_rays, no_rays, nowhere, nowhere, never.astype(bool), never, never)
 
-    statistics = f.norm if f.buffers else "none"
+    first, nearer = float(grid[0]), int((random.crossing < grid[0]).sum())
+    if nearer or first > norm > 0:
+        notes.append(
+            f"the first distance on the random rays is {first:.3g}{f', and {nearer} of {len(random.crossing)} crossings lie before it' if nearer else ''}: what a ray does twice before it, or a set that it only meets there, is not seen. Lower --reach."
+        )
     lost = ~np.isfinite(random.losses)
     if lost.any():
         notes.append(
@@ -500,10 +573,6 @@ def exploration(
         )
     if not np.isfinite(lines.losses).all():
         notes.append(f"the loss is not finite at {int((~np.isfinite(lines.losses)).sum())} of {lines.losses.size} points of the lines.")  # fmt: skip
-    if ways and statistics == "eval":
-        notes.append(
-            f"buffers (BatchNorm statistics) are the start's everywhere: the loss at {', '.join(ways)} is not that of the run."
-        )
     return Exploration(
         question={},
         provenance={
@@ -521,7 +590,6 @@ def exploration(
         drawn="filter-normalised" if filter_normalised else "uniform",
         reach=furthest,
         confidence=confidence,
-        statistics=statistics,
         rays=_fields(random),
         towards=list(ways),
         lengths=lengths,

@@ -44,7 +44,7 @@ from landscape.escapes import certificates
 from landscape.functionals import standard_error
 from landscape.quadratics import sketch
 from landscape.results import Result
-from landscape.sublevels import Sight, nearest
+from landscape.sublevels import Sight, nearest, require_levels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +68,8 @@ STANDING = {
 SURE = 1.96  # standard errors by which inputs of bounds are moved to the side on which they stand as said
 CERTAIN = 0.9  # probability that a bound certifies: d* asks for as much of success (delta = 0.1, Larsen et al. 2022)
 EVERY = 400  # dimensions up to which a bound is kept at each; beyond, at as many, close to each other near 1 and near D
-CURVE = 24  # levels of the well's curves over all levels and the sweep's: a line on the map looks smooth
+CURVE = 60  # levels of the well's curves over all levels and the sweep's: a line on the map looks smooth
+LINEAR = 0.5  # share of the well's height from which on a gradient at its bottom is told
 LAST = 2 / 3  # of the work on a level: what still falls from there on has not converged
 
 Matrix = Literal["hessian", "gauss-newton", "none"]
@@ -88,6 +89,8 @@ class Width(Result):
     inside: np.ndarray  # (L,) bool: the start is in the set, so C is the whole space
     met: np.ndarray  # (L,) draws for which a point of the set was met
     crossed: np.ndarray  # (L,) planes for which one was: only they count, being a search's failures and not the set's
+    hit: np.ndarray  # (L,) of them, those that meet the set
+    convex: np.ndarray  # (L,) bool: nothing that was found speaks against a convex cone; False voids the bounds of hits
     width: np.ndarray  # (2, L) estimate and standard error
     dims: dict[str, np.ndarray]  # d* (2, L) by estimator, value and standard error; NaN where there is none
     radii: np.ndarray  # (S,) distances from which the search started
@@ -150,15 +153,18 @@ class Width(Result):
         levels = ", ".join(f"{level:g}" for level in self.levels)
         rows = range(len(self.levels))
         parts = [
-            f"{name} {', '.join(self._dim(name, row, plain=True) for row in rows)}"
-            for name in SEARCHED[:2]
-            if name in self.dims
+            f"{name} {', '.join(self._spoken(name, row) for row in rows)}" for name in SEARCHED[:2] if name in self.dims
         ]
         if self.well:
             parts.append(f"sharp well {', '.join(self._dim('sharp well', row, plain=True) for row in rows)}")
         if self.measured is not None:
             parts.append(f"measured d50 {', '.join(self._measured(row)[1].split(' [')[0] for row in rows)}")
         return f"{f'{task}: ' if task else ''}d* of train loss {levels} from {self.place}: {'; '.join(parts)}; D = {self.ambient:,}, {self.draws} draws."
+
+    def _spoken(self, estimator: str, row: int) -> str:
+        """d* with its error."""
+        error = self.dims[estimator][1, row]
+        return f"{self._dim(estimator, row, plain=True)}{f' ± {_short(error)}' if error > 0 else ''}"
 
     @property
     def place(self) -> str:
@@ -170,14 +176,14 @@ class Width(Result):
         """See Result."""
         text = (
             f"How many of {self.ambient:,} dimensions a random subspace through {self.place} needs to meet the set of so low a loss, without training in one: {self.draws} random rays and planes, for each the point of the set nearest in angle, "
-            f"searched from {len(self.radii)} distances with {self.evaluations:,} gradients. Bars: two standard errors over the draws. Triangles point down, as a search that stops short leaves an estimate too high. "
+            f"searched from {len(self.radii)} distances with {self.evaluations:,} gradients. Errors: standard errors over the draws, widened by Student's t, so that 1.96 of them, the bars, are 95% however few the draws. Triangles point down, as a search that stops short leaves an estimate too high. "
             "Polar, D E sin² θ, and D - w², w the width (itself bounded from below), estimate d* of a set that is seen as a convex cone; of others subspaces hit later, to which the planes' estimate is nearer. "
         )
         if self.well:
             share = self.well["share"]
             text += (
                 f"Well: the quadratic with the {self.well['matrix']} matrix at the end of the run, at distance R = {self.distance:.4g} and least loss {self.solution_loss:.3g}; {100 * share:.2g}% of the curvature seen is negative (policy: {self.well['negative']}). "
-                f"Its loss at the start is {self.well['start']:.4g}, the network's {self.start_loss:.4g}: so far does the well hold. It is a prediction, and no bound. "
+                f"Its loss at the start is {self.well['start']:.4g}, the network's {self.start_loss:.4g}: so far does the well hold (the gradient at its bottom, left out, has norm {self.well['slope']:.2g}). It is a prediction, and no bound. "
             )
         found = self.measured
         if found is not None:
@@ -220,7 +226,9 @@ class Width(Result):
             for proves in ("miss", "hit") if self.met[row] and not self.inside[row] else ():
                 best = self.reach(proves, row)
                 if best is not None:
-                    sign, words = ("≤", "no proof: at most this") if proves == "miss" else ("≥", "if convex")
+                    sign, words = ("≤", "no proof: at most this")
+                    if proves == "hit":
+                        sign, words = "≥", "if convex" if self.convex[row] else "void: C is not convex"
                     rows.append((name, f"{proves}, {best[0]}", f"{sign} {best[1]:,.0f}", "", words, "", ""))
         return rows
 
@@ -228,11 +236,16 @@ class Width(Result):
         """d* in words."""
         value = self.dims[estimator][0, row]
         if np.isnan(value):
-            return f"≤ {self.ambient:,}" if estimator in SEARCHED else "unknown" if plain else "none"
+            if not self.met[row] and estimator in ("polar", "width"):
+                return f"≤ {self.ambient:,}"
+            return "unknown" if plain or estimator in SEARCHED else "none"
         if self.inside[row] and estimator in SEARCHED:
             return "0"
         words = f"{value:,.0f}" if value >= 1000 else f"{value:.4g}" if value >= 100 else f"{value:.3g}"
-        return words if plain or value == 0 or not SIDES[estimator].startswith("upper") else f"≤ {words}"
+        bound = estimator == "paper's well" and value > 0
+        if estimator == "plane" and self.hit[row]:
+            bound = True
+        return f"≤ {words}" if bound and not plain else words
 
     def _side(self, estimator: str, row: int) -> str:
         """What a number of the table is."""
@@ -240,10 +253,24 @@ class Width(Result):
         if estimator in SEARCHED:
             if self.inside[row]:
                 return "exact: the start is in the set"
-            return SIDES[estimator] if self.met[row] else "no draw met the set"
+            if not self.met[row]:
+                return "no draw met the set"
+            if estimator == "plane":
+                return self._side_of_planes(row)
+            return SIDES[estimator]
         if np.isnan(value):
             return "below the reached minimum"
         return "prediction: the start is in the well's set" if value == 0 else SIDES[estimator]
+
+    def _side_of_planes(self, row: int) -> str:
+        k, crossed, hit = int(self.plane_dims[row]), int(self.crossed[row]), int(self.hit[row])
+        if not k:
+            return "too few dimensions for planes"
+        if crossed < 2:
+            return f"{'one' if crossed else 'no'} plane of {k} dimensions met the set"
+        if hit:
+            return f"{hit} of {crossed} planes of {k} dimensions hit"
+        return SIDES["plane"]
 
     def _measured(self, row: int) -> tuple[str, str, str, str]:
         """d10, d50, d90 with their intervals, and d*, in words."""
@@ -298,7 +325,9 @@ class Width(Result):
                 ax.errorbar(
                     self.levels * look["shift"],
                     value,
-                    np.stack([np.minimum(SURE * error, 0.99 * value), SURE * error]),  # above 0, where the axis ends
+                    np.stack(
+                        [np.minimum(SURE * error, 0.99 * value), np.minimum(SURE * error, self.ambient - value)]
+                    ),  # from 0, where the axis ends, to D
                     label=_NAMES[name],
                     capsize=2,
                     elinewidth=0.8,
@@ -363,7 +392,7 @@ class Width(Result):
         elif self.met[row]:
             for proves, colour, words in (
                 ("miss", VERMILION, "miss: certified at most here"),
-                ("hit", PURPLE, "hit: certified if convex"),
+                ("hit", PURPLE, f"hit: certified if convex{'' if self.convex[row] else ' (it is not)'}"),
             ):
                 edge = np.max(
                     [np.nan_to_num(bound["probability"][row]) for bound in self.bounds if bound["proves"] == proves],
@@ -452,7 +481,7 @@ class Width(Result):
             colour, dash = look["color"], look["linestyle"]
             if name in self.curves:
                 (line,) = ax.plot(
-                    self.curves[name],
+                    np.where(self.curves[name] > 0, self.curves[name], np.nan),
                     -np.log10(self.curve_levels),
                     color=colour,
                     linestyle=dash,
@@ -476,7 +505,10 @@ class Width(Result):
                 )
                 handles.append(line)
         ax.set_xlim(frame[0])
-        ax.set_ylim(frame[1])
+        # all levels that were asked for
+        ax.set_ylim(
+            min(frame[1][0], -math.log10(self.levels[0]) - 0.05), max(frame[1][1], -math.log10(self.levels[-1]) + 0.05)
+        )
         _head(ax, f"P measured ({self.family}) and d* by theory", handles)
 
     def _plot_convergence(self, ax: Axes) -> None:
@@ -529,7 +561,7 @@ class Width(Result):
                 for row, level in enumerate(self.levels)
             ]
             figure.add_scatter(
-                x=self.levels, y=value, error_y={"array": SURE * error}, text=text, hoverinfo="text", mode="markers", name=_NAMES[name],
+                x=self.levels * look["shift"], y=value, error_y={"array": SURE * error}, text=text, hoverinfo="text", mode="markers", name=_NAMES[name],
                 marker={"color": look["color"], "size": 10, "symbol": "triangle-down" if name in SEARCHED else "circle"},
             )  # fmt: skip
             if name in self.curves:
@@ -663,7 +695,7 @@ def width(
     """
     if f.buffers:  # running statistics are of one point, and the set is of all
         f = f.with_buffers(f.buffers, norm="batch")
-    wanted = np.unique(np.asarray(levels, dtype=float))[::-1].copy()
+    wanted = require_levels(levels)
     losses = {"start": float(f(start)), "solution": math.nan if solution is None else float(f(solution))}
     if solution is not None and not math.isfinite(losses["solution"]):
         raise LandscapeError(
@@ -693,6 +725,13 @@ def width(
         found["dims"] |= predicted
         seconds["well"] = time.perf_counter() - clock
     dims, bounds = _bounds(f.dim, sight.inside, found)
+    contradicted = _contradicted(wanted, dims, bounds, measured, family)
+    found["convex"] = ~(found["apart"] | np.array([bool(words) for words in contradicted]))
+    notes = [*_warnings(wanted, found, sight, losses, distance), *filter(None, contradicted)]
+    if well and well["slope"] * distance > LINEAR * (well["start"] - losses["solution"]):
+        notes.append(
+            f"the gradient at the end of the run has norm {well['slope']:.3g}: over the distance {distance:.3g} its part is not small beside the well's {well['start'] - losses['solution']:.3g}, which leaves it out. The end is no minimum; train longer."
+        )
     return Width(
         question={},
         provenance={
@@ -702,7 +741,7 @@ def width(
             "norm": f.norm,
             "seed": seed,
         },
-        warnings=tuple(_warnings(wanted, found, sight, losses, distance)),
+        warnings=tuple(notes),
         ambient=f.dim,
         family=family,
         levels=wanted,
@@ -724,7 +763,7 @@ def width(
         bound_dims=dims,
         bounds=bounds,
         sweep=sweep,
-        **found,
+        **{name: value for name, value in found.items() if name != "apart"},
     )
 
 
@@ -763,19 +802,28 @@ def _read(sight: Sight) -> dict[str, Any]:
         "width": np.stack([np.where(inside, 0.0, ambient - wide[0] ** 2), 2 * wide[0] * wide[1]]),
     }
     planes = sight.planes()
-    crossed = np.isfinite(planes).sum(0)
+    crossed = np.isfinite(planes).sum(0) * (sight.plane_dims > 0)
+    hit = (sight.plane_angles == 0).sum(0) * (sight.plane_dims > 0)
     if (sight.plane_dims > 0).any():
         samples = [column[np.isfinite(column)] for column in planes.T]
         ends = [moments(own[:, None])[:, 0] if len(own) > 1 else np.full(2, np.nan) for own in samples]
-        dims = {"plane": np.stack(ends, axis=1), **dims}
+        # planes that hit leave no angle to measure, and no spread
+        dims = {"plane": np.where((hit > 0) & (np.arange(2) == 1)[:, None], np.nan, np.stack(ends, axis=1)), **dims}
     # until every draw that meets the set in the end has met it, a mean says how many have, and not how near
     waiting = ~np.isfinite(sight.progress) & np.isfinite(sight.angles)  # (n, E, L)
-    history = np.where(waiting.any(1), np.nan, sight.polar(sight.progress).mean(1))
+    history = np.where(waiting.any(1) | (met == 0), np.nan, sight.polar(sight.progress).mean(1))
     near = np.where(np.isfinite(sight.by_radius), sight.by_radius, np.inf)  # (S, E, L)
     won = (near.argmin(0)[None] == np.arange(len(near))[:, None, None]) & np.isfinite(near.min(0))
+    apart = np.zeros(len(met), dtype=bool)
+    if "plane" in dims:
+        plane, polar = dims["plane"], dims["polar"]
+        with np.errstate(invalid="ignore"):
+            apart = (met == len(sight.angles)) & (plane[0] - polar[0] > SURE * np.hypot(plane[1], polar[1]))
     return {
+        "apart": apart,
         "met": met,
         "crossed": crossed,
+        "hit": hit,
         "width": wide,
         "dims": dims,
         "won": won.sum(1) * ~inside,
@@ -818,7 +866,11 @@ def _well(
         # the start is the bottom: inside every set that is not below it
         dims = {name: np.stack([np.where(levels >= least, 0.0, np.nan)] * 2) for name in PREDICTED}
         curves = {name: np.where(curve_levels >= least, 0.0, np.nan) for name in PREDICTED}
-        return {"matrix": matrix, "negative": negative, "share": 0.0, "products": 0, "start": least}, dims, curves
+        return (
+            {"matrix": matrix, "negative": negative, "share": 0.0, "products": 0, "start": least, "slope": 0.0},
+            dims,
+            curves,
+        )
     operator = f.hessian(solution) if matrix == "hessian" else f.gauss_newton(solution)
     found = sketch(operator, displacement, least=least, negative=negative, seed=seed)
     forms = dict(zip(PREDICTED, (found.threshold, found.paper_bound), strict=True))
@@ -838,6 +890,7 @@ def _well(
         "share": found.negative_share,
         "products": found.products,
         "start": found.initial,
+        "slope": float(f.gradient(solution).double().norm()),
     }
     return about, dims, curves
 
@@ -881,6 +934,24 @@ def _bounds(ambient: int, inside: np.ndarray, found: Mapping[str, Any]) -> tuple
     return dims, list(made.values())
 
 
+def _contradicted(levels: np.ndarray, dims: np.ndarray, bounds: Sequence[Mapping[str, Any]], measured: Threshold | None, family: str) -> list[str]:  # fmt: skip
+    """For each level what the sweep has measured against the bounds of hits, in words; "" where nothing."""
+    words = [""] * len(levels)
+    if measured is None:
+        return words
+    phase, place = measured.at("train loss", levels.tolist()), measured.families.index(family)
+    high = phase.bands(measured.confidence)[1][place]
+    for row, level in enumerate(levels):
+        certified = np.max([np.nan_to_num(one["probability"][row]) for one in bounds if one["proves"] == "hit"], axis=0)
+        below = (phase.trials[place, row] > 0) & (high[row] < np.interp(measured.dims, dims, certified))
+        if below.any():
+            k = int(np.flatnonzero(below)[-1])
+            words[row] = (
+                f"at train loss {level:g} the sweep hit {phase.hits[place, row, k]} of {phase.trials[place, row, k]} at d = {measured.dims[k]}, where a convex cone would be hit with probability {np.interp(measured.dims[k], dims, certified):.2g} or more: the set is not seen as one (or the sweep's solver failed), and hits are not certified."
+            )
+    return words
+
+
 def _warnings(levels: np.ndarray, found: Mapping[str, Any], sight: Sight, losses: Mapping[str, float], distance: float) -> list[str]:  # fmt: skip
     """Each a sentence."""
     notes, draws = [], len(sight.angles)
@@ -897,20 +968,26 @@ def _warnings(levels: np.ndarray, found: Mapping[str, Any], sight: Sight, losses
             )
         elif met < draws:
             notes.append(
-                f"{draws - met} of {draws} draws met no point of the set of train loss {level:g}: they count as if nothing were near, and d* is far too high. Search with more --rounds."
+                f"{draws - met} of {draws} draws met no point of the set of train loss {level:g}: either none lies ahead of them, as where d* is near D, or the search failed and the estimate from rays is too high, by at most {100 * (1 - met / draws):.0f}% of D. With more --rounds they may."
             )
         elif fall > error:
             notes.append(
                 f"the polar estimate at train loss {level:g} fell by {_short(fall)} over the last third of the work on it, more than its standard error {_short(error)}: more --rounds would lower it further."
             )
-        if sight.plane_dims[row] > 0 and met:
-            lost = int(np.isnan(sight.plane_angles[:, row]).sum())
+        if sight.plane_dims[row] > 0:
+            whole, k = len(sight.plane_angles), int(sight.plane_dims[row])
+            crossed, hit = int(found["crossed"][row]), int(found["hit"][row])
             plane, polar = found["dims"]["plane"][:, row], found["dims"]["polar"][:, row]
-            if lost:
+            if crossed < whole:
+                rest = "their d* is of the others" if crossed > 1 else "there is no estimate from planes"
                 notes.append(
-                    f"{lost} of {len(sight.plane_angles)} planes met no point of the set of train loss {level:g}: their d* is of the others. Search with more --rounds."
+                    f"{whole - crossed} of {whole} planes of {k} dimensions met no point of the set of train loss {level:g}: {rest}. Search with more --rounds or --draws."
                 )
-            elif met == draws and plane[0] - polar[0] > SURE * math.hypot(plane[1], polar[1]):
+            if hit:
+                notes.append(
+                    f"{hit} of {crossed} planes of {k} dimensions hit the set of train loss {level:g}: so many dimensions are enough for these, and no angle was left to measure."
+                )
+            elif found["apart"][row]:
                 notes.append(
                     f"at train loss {level:g} planes come less near than rays, {plane[0]:.3g} against {polar[0]:.3g} dimensions: the set is not seen as a convex cone (or that search stopped short), and hits are not certified. Read the planes' d*."
                 )

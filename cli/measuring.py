@@ -486,11 +486,11 @@ def surface(
     )
 
 
-def _alone(run: str) -> Place:
+def _alone(run: str, why: str = "every recorded one is asked for: name the run alone") -> Place:
     """The last point of a run that is named without one."""
     where = place(run)
     if not (Path(run).is_dir() or run.endswith("@last")):
-        raise UsageError(f"{run} is one point, and every recorded one is asked for: name the run alone.")
+        raise UsageError(f"{run} is one point, and {why}.")
     return where
 
 

@@ -105,8 +105,9 @@ def ellipsoid(axes: Sequence[float] | np.ndarray) -> Body:
     axes = np.asarray(axes, dtype=float)
     if axes.ndim != 1 or not len(axes) or not np.isfinite(axes).all() or (axes < 0).any():
         raise UsageError(f"the semi-axes of an ellipsoid are D >= 1 finite numbers >= 0; got {axes}.")
-    length = float(_norm(axes))
-    width = length * _mean_root((axes / length) ** 2) if length > 0 else 0.0
+    longest = float(axes.max())  # squares of what is left neither overflow nor vanish
+    length = float(_norm(axes / longest)) if longest > 0 else 0.0
+    width = longest * length * _mean_root((axes / longest / length) ** 2) if longest > 0 else 0.0
     return Body("ellipsoid", len(axes), width, lambda g: _norm(g * axes))
 
 
@@ -226,9 +227,10 @@ def circular(dim: int, angle: float) -> Cone:
     if dim == 1:
         volumes = np.array([0.5, 0.5])
     else:
-        # v_k is 1 / D of a beta density at sin^2 a: that is known to 1e-13, where log-gammas of size D log D would leave 1e-11
+        # v_k is 1 / D of a beta density at sin^2 a: that is known to 1e-13, where log-gammas of size D log D would leave 1e-11. Of sin^2 and cos^2, the smaller is known to full relative precision
         k = np.arange(1, dim)
-        middle = stats.beta.pdf(sine**2, (k + 1) / 2, (dim - k + 1) / 2) / dim
+        powers = (k + 1) / 2, (dim - k + 1) / 2
+        middle = (stats.beta.pdf(sine**2, *powers) if sine < cosine else stats.beta.pdf(cosine**2, *powers[::-1])) / dim
         volumes = np.concatenate([[_share(dim, math.pi / 2 - angle)], middle, [_share(dim, angle)]])
 
     def project(g: np.ndarray) -> np.ndarray:

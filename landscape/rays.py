@@ -26,7 +26,8 @@ from landscape.errors import UsageError
 from landscape.objectives import Objective, require_finite
 from landscape.seeds import generator
 
-# of a crossing, relative to its distance: some six bisections between radii that differ by a tenth, and far below the spread over directions
+# of a crossing, relative to its distance and to nothing else, since the first radius says nothing of a crossing before it: some six bisections between radii that differ by a tenth,
+# and far below the spread over directions
 TOLERANCE = 1e-3
 LEAST_TOLERANCE = 1e-12  # float64 does not tell less apart
 
@@ -42,7 +43,7 @@ class Rays:
     level: np.ndarray  # (C,) place of its level
     entering: np.ndarray  # (C,) whether it goes into the set
     crossing: np.ndarray  # (C,) distance from the start
-    error: np.ndarray  # (C,) at most so far from a true crossing
+    error: np.ndarray  # (C,) at most so far from a true crossing: within the tolerance, or all of the distance where rounding tells it not from the start
 
     @property
     def inside(self) -> np.ndarray:
@@ -103,9 +104,9 @@ def rays(
     """Follow the rays from `start` (D,) along unit `directions` (E, D), all at once, and find where they cross the levels.
 
     radii: distances at which the loss is taken, increasing and positive, (K - 1,) or of each ray its own (E, K - 1); 0 is put before them. Crossings closer to each other than neighbouring radii may be missed.
-    tolerance: of a crossing's distance, relative to it, or to the first radius where that is more.
+    tolerance: of a crossing's distance, relative to it. One that is nearer to the start than its coordinates are rounded is left at that.
 
-    Memory: some 3 E D numbers. Costs E K evaluations and about log2(gap / tolerance) for each crossing.
+    Memory: some 3 E D numbers. Costs E K evaluations and about log2(gap / tolerance) for each crossing, of a gap relative to its distance: a first radius far beyond a crossing costs bisections, and no accuracy.
     Raises UsageError for directions, radii or levels that are none, LandscapeError where f(start) is not finite.
     """
     sought = np.unique(np.asarray(levels, dtype=float))[::-1]
@@ -148,12 +149,12 @@ def rays(
     ray, level, node = np.nonzero(inside[..., 1:] != inside[..., :-1])
     entering = inside[ray, level, node + 1]
     low, high = distances[ray, node], distances[ray, node + 1]
-    goal = tolerance * np.maximum(high, distances[ray, 1])
-    while len(open_ := np.flatnonzero(high - low > 2 * goal)):
+    # nearer than a rounding of its coordinates, a point of a ray is the start; from 0 every distance is told apart that is a number
+    limits = torch.finfo(f.dtype)
+    nearest = max(limits.eps * float(start.double().norm()), limits.tiny)
+    while len(open_ := np.flatnonzero((high - low > 2 * tolerance * high) & (high > nearest))):
         middle = (low[open_] + high[open_]) / 2
         beyond = (at(ray[open_], middle) <= sought[level[open_]]) == entering[open_]
         high[open_] = np.where(beyond, middle, high[open_])
         low[open_] = np.where(beyond, low[open_], middle)
-        # a crossing close to the start asks for more
-        goal[open_] = tolerance * np.maximum(high[open_], distances[ray[open_], 1])
     return Rays(sought, distances, losses, ray, level, entering, (low + high) / 2, (high - low) / 2)

@@ -137,11 +137,7 @@ def nearest(
     rounds: at most so many of the augmented Lagrangian at a level.
     Raises UsageError for levels or radii that are not positive and finite, a start whose loss is not finite, fewer than 2 draws, no round, D = 1.
     """
-    wanted = np.array(sorted({float(level) for level in levels}, reverse=True))
-    if not len(wanted) or not (np.isfinite(wanted) & (wanted > 0)).all():
-        raise UsageError(
-            f"levels of the loss are positive and finite; got {list(levels)}. Shift a loss that goes below 0."
-        )
+    wanted = require_levels(levels)
     if draws < 2 or rounds < 1:
         raise UsageError(
             f"an estimate with an error takes at least 2 draws, and a search 1 round; got {draws} and {rounds}."
@@ -208,6 +204,16 @@ def _plane_dims(angles: np.ndarray, ambient: int) -> np.ndarray:
     dims = np.maximum(np.floor(polar - 2 * np.sqrt(2 * polar)), 2).astype(int)
     found: np.ndarray = dims * (polar >= 4) * (dims < ambient - 1)
     return found
+
+
+def require_levels(levels: Sequence[float]) -> np.ndarray:
+    """The levels (L,) from the highest, each once. Raises UsageError where there is none, or one that is not positive and finite."""
+    wanted = np.array(sorted({float(level) for level in levels}, reverse=True))
+    if not len(wanted) or not (np.isfinite(wanted) & (wanted > 0)).all():
+        raise UsageError(
+            f"levels of the loss are positive and finite; got {', '.join(f'{level:g}' for level in levels) or 'none'}. Shift a loss that goes below 0."
+        )
+    return wanted
 
 
 def _among(found: np.ndarray, inside: np.ndarray) -> np.ndarray:

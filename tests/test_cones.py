@@ -551,3 +551,16 @@ def test_wrong_questions_are_answered_with_what_is_allowed(wrong, message):
 def test_a_projection_that_is_not_finite_is_an_error():
     with pytest.raises(LandscapeError, match="not finite"):
         statistical_dimension(lambda g: g * math.nan, 3)
+
+
+@pytest.mark.parametrize("angle", [math.pi / 2 - 1e-8, math.pi / 2 - 1e-4, 1e-8, 1e-4])
+def test_circular_volumes_stay_exact_next_to_a_half_space_and_a_ray(angle):
+    """They sum to 1, and those of the polar cone are the same in reverse order."""
+    volumes = cones.circular(10**4, angle).volumes
+    assert abs(volumes.sum() - 1) < 1e-10
+
+
+def test_ellipsoids_of_any_size_have_widths():
+    for scale in (1e-170, 1e200):
+        assert cones.ellipsoid([scale, scale]).width == pytest.approx(scale * cones.sphere(2).width, rel=1e-12)
+    assert cones.ellipsoid([0.0, 0.0]).width == 0

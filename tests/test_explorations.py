@@ -7,11 +7,11 @@ import re
 import numpy as np
 import pytest
 import torch
-from problems import F64, draw, objective, ring
+from problems import F64, draw, module, objective, ring, rows
 from torch import nn
 
 from landscape.analysis import styles
-from landscape.analysis.explorations import Exploration, _normalised, exploration
+from landscape.analysis.explorations import Exploration, _apart, _normalised, exploration
 from landscape.cli.app import main
 from landscape.errors import LandscapeError, UsageError
 from landscape.objectives import Objective, Rows
@@ -94,8 +94,40 @@ def test_what_is_beyond_the_reach_is_counted_and_not_made_up():
     assert found.quartiles("exits")[:, 0].tolist() == [2.0, math.inf, math.inf]
     row = table(found)[0]
     assert row["leave at"] == "> 8 [2, > 8]"
+    assert "loss 1 is left at > 8 [2, > 8], in one" in found.summary()
     assert row["still inside at the reach"] == "5/8"
     assert row["width of the ball"] == ""
+
+
+def test_what_is_not_left_is_not_left_at_something():
+    none = exploration(BALL, 0.5 * AXIS, [1.0], distance=0.25, directions=5)
+    assert "loss 1 is not left within 0.25 by 5 of 5, in one interval by 5 of 5" in none.summary()
+    assert table(none)[0]["leave at"] == "not within 0.25"
+    one = censored([2.0] + [math.inf] * 5)
+    assert "loss 1 is not left within 8 by 5 of 6, in one" in one.summary()
+    assert table(one)[0]["leave at"] == "not within 8"
+
+
+def test_a_reach_far_beyond_a_set_gives_its_distances_and_a_warning():
+    near, far = (exploration(BALL, 0.6 * AXIS, [1.0], reach=reach, directions=9) for reach in (10.0, 1e30))
+    assert near.warnings == ()
+    assert far.quartiles("exits") == pytest.approx(near.quartiles("exits"), rel=2.1e-3)  # twice the tolerance
+    assert "first distance on the random rays is 6e+26, and 9 of 9 crossings lie before it" in far.warnings[0]
+    assert "Lower --reach" in far.warnings[0]
+    # a set that is met before the first distance only is not seen, and this is told
+    missed = exploration(BALL, 2 * AXIS, [1.0], distance=1e4, directions=9)
+    assert missed.reached.tolist() == [0]
+    assert "or a set that it only meets there, is not seen" in missed.warnings[0]
+    assert styles.rendered(far, "svg")
+
+
+def test_a_crossing_within_the_rounding_of_the_start_is_no_number():
+    slope = Objective.from_function(lambda w: w[0], 2)
+    found = exploration(slope, torch.tensor([3.0, 4.0], dtype=F64), [3.0], directions=5, towards={"up": torch.tensor([4.0, 4.0], dtype=F64)})  # fmt: skip
+    assert 0 < found.blurred <= 5 * np.finfo(float).eps
+    assert table(found)[1]["leave at"] == f"< {found.blurred:.2g}"
+    assert f"towards up at < {found.blurred:.2g} of 1" in found.summary()
+    assert f"<: nearer to the start than its rounding, {found.blurred:.2g}" in found.caption()
 
 
 def test_quartiles_are_over_the_rays_that_are_ever_inside():
@@ -130,6 +162,11 @@ def test_lines_go_through_their_points_and_as_far_again():
     assert "towards there at 0.293 of 2 (in more than one interval up to it), towards up at 0.293 of 1." in found.summary()  # fmt: skip
     rows = [row for row in table(found) if row["rays"].startswith("line to there")]
     assert [row["one interval"] for row in rows] == ["yes", "no, 2"]
+    assert "towards there at 2.55 of 2, not left towards up within 2;" in found.summary()  # level 2
+    away = exploration(wells, 3 * point, [0.25], towards={"off": 4 * point}, distance=4.0, directions=1)
+    assert "along 1 uniform direction, up to" in away.summary()
+    assert "along 1 uniform random direction from" in away.caption()
+    assert "not reached towards off within 2." in away.summary()
     outside = exploration(wells, 3 * point, [0.25], towards={**towards, "before": 2 * point}, distance=4.0, directions=8)  # fmt: skip
     assert outside.towards == ["there", "here", "up", "before"]
     assert outside.straight.tolist() == [[False], [True], [False], [False]]
@@ -195,11 +232,20 @@ def test_what_is_not_finite_is_counted_and_told():
     assert table(found)[1]["leave at"] == "1.5"  # of the line, where numbers end
 
 
-def test_statistics_of_batchnorm_are_told():
+def test_batchnorm_takes_the_statistics_of_the_rows():
     f, point = objective("batchnorm")
     found = exploration(f, point, [1.0], directions=2, towards={"end": point + 1})
-    assert "BatchNorm" in " ".join(found.warnings)
-    assert "start's running statistics" in found.caption()
+    # torch's own train mode, in which a module is made
+    network, data = module("batchnorm").double(), rows("batchnorm")
+    own = []
+    for shift in (0.0, 1.0):
+        with torch.no_grad():
+            for weight in network.parameters():
+                weight += shift
+            own.append(float(nn.functional.cross_entropy(network(data.inputs), data.targets)))
+    assert [found.start_loss, found.lined.losses[0, 40]] == pytest.approx(own, rel=1e-12)
+    assert found.provenance["norm"] == "batch"
+    assert "BatchNorm by the statistics of each chunk of rows: the set is of one function of the weights." in found.caption()  # fmt: skip
     assert "BatchNorm" not in exploration(*objective("mlp"), [1.0], directions=2).caption()
 
 
@@ -217,6 +263,7 @@ def test_an_answer_is_read_back_equal():
     [
         ({"reach": 0.0}, "reach"),
         ({"distance": math.nan}, "reach"),
+        ({"distance": 1e39}, "single precision"),
         ({"confidence": 1.0}, "confidence"),
         ({"directions": 0}, "at least 1"),
         ({"directions": 0, "filter_normalised": True}, "at least 1"),
@@ -273,6 +320,42 @@ def test_pictures_show_the_stored_numbers():
     assert styles.rendered(found, "svg")
     with pytest.raises(UsageError, match="panel"):
         _axes(found, "other")
+
+
+def test_the_picture_ends_a_bit_beyond_the_last_crossing():
+    # all leave by 1.6, the line as far as 2.2; its point is the centre, 0.6 away
+    found = exploration(BALL, 0.6 * AXIS, [1.0, 0.5], towards={"centre": 0 * AXIS}, distance=100.0, directions=9)
+    last = 1.3 * max(found.random.crossing.max(), found.lined.distances[0, -1] * found.lined.inside[0, :, -1].any())
+    for ax in drawn(found).values():
+        assert ax.get_xlim()[1] == pytest.approx(last)
+    assert _axes(found, "loss").get_ylim()[1] < 100  # not of the losses at 100
+    assert found.random.distances[0, -1] == 100
+    assert max(found.figure().data[1].x) < 1.1 * last
+    # one that stays inside keeps all of the axis
+    stays = exploration(BALL, 0.6 * AXIS, [1.0, 2e4], distance=100.0, directions=9)
+    assert _axes(stays, "loss").get_xlim()[1] == 100
+
+
+def test_levels_are_told_apart():
+    levels = [5.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.2, 0.1]
+    found = exploration(BALL, 0.01 * AXIS, levels, distance=1e3, directions=3)
+    labels = [text for text in _axes(found, "loss").texts if text.get_text() in {f"{level:g}" for level in levels}]
+    assert len(labels) == 8
+    heights = np.array([text.xyann[1] for text in labels])
+    assert (heights[:-1] - heights[1:] >= 0.045 - 1e-12).all()  # some 7 points
+    looks = [(line.get_color(), line.get_marker()) for line in _axes(found, "inside").lines]
+    assert len({marker for _, marker in looks}) == 8
+    assert not {colour for colour, _ in looks} & {styles.ORANGE, styles.SKY, styles.YELLOW}
+    # names beside the axes, not in them
+    figure = found.figure()
+    assert [trace.name for trace in figure.data][2:] == [f"level {level:g}" for level in levels]
+    assert figure.layout.legend.orientation == "v"
+
+
+def test_labels_move_as_little_as_they_can():
+    # a pair at one place by half a gap each, what is far apart not at all, and none beyond the top
+    assert _apart(np.array([0.1, 0.5, 0.5]), 0.1) == pytest.approx([0.1, 0.45, 0.55])
+    assert _apart(np.array([0.99, 1.0]), 0.1) == pytest.approx([0.9, 1.0])
 
 
 def test_losses_below_zero_and_lost_ones_are_drawn():

@@ -156,10 +156,51 @@ def test_angles_become_widths_and_dimensions(monkeypatch):
     assert missed.dims["plane"][0, 0] == pytest.approx(
         np.delete(turned, np.flatnonzero(angles[:, 0] == 0.4)).mean(), rel=1e-12
     )
-    assert any("1 of 3 planes met no point of the set of train loss 1:" in note for note in missed.warnings)
+    assert any(
+        "1 of 3 planes of 20 dimensions met no point of the set of train loss 1:" in note for note in missed.warnings
+    )
     assert any("2 of 3 draws met no point of the set of train loss 0.5" in note for note in found.warnings)
     assert found.won.tolist() == [[3, 1], [0, 0]]
     assert found.evaluations == 77
+
+
+def test_planes_that_hit_and_planes_that_are_lost_are_said(monkeypatch):
+    angles = np.array([[0.3, 0.5], [0.5, 0.6], [0.4, 0.7]])
+    planes = np.array([[0.0, 0.3], [0.2, np.nan], [0.1, np.nan]])
+    found = told(monkeypatch, seen(angles, k=[9, 12], planes=planes))
+    rows = {(row[0], row[1]): row for row in found.table()}
+    assert rows["train loss 1", "plane"][2].startswith("≤ ") and rows["train loss 1", "plane"][3] == ""
+    assert rows["train loss 1", "plane"][4] == "1 of 3 planes of 9 dimensions hit"
+    assert rows["train loss 0.5", "plane"][2] == "unknown"
+    assert rows["train loss 0.5", "plane"][4] == "one plane of 12 dimensions met the set"
+    assert any("there is no estimate from planes" in note for note in found.warnings)
+    none = told(monkeypatch, seen(angles, k=[0, 12], planes=np.full((3, 2), np.nan)))
+    sides = {row[0]: row[4] for row in none.table() if row[1] == "plane"}
+    assert sides == {
+        "train loss 1": "too few dimensions for planes",
+        "train loss 0.5": "no plane of 12 dimensions met the set",
+    }
+
+
+def test_what_speaks_against_a_convex_cone_voids_hits(monkeypatch, beside):
+    angles = np.array([[0.3], [0.31], [0.32]])
+    near, far = (
+        told(monkeypatch, seen(angles, levels=(1.0,), k=[4], planes=[[x], [x + 0.01], [x]])) for x in (0.1, 0.5)
+    )
+    assert near.convex.tolist() == [True] and far.convex.tolist() == [False]
+    assert {row[4] for row in far.table() if row[1].startswith("hit")} == {"void: C is not convex"}
+    assert any("planes come less near than rays" in note for note in far.warnings)
+    # a sweep that misses where a convex cone would be hit
+    missing = width_of_misses()
+    words = widths._contradicted(missing["levels"], missing["dims"], missing["bounds"], missing["measured"], "random")
+    assert "the sweep hit 0 of 6 at d = 32" in words[0]
+
+
+def width_of_misses():
+    """Six seeds of which none hits at 32 of 40 dimensions, where a convex cone would nearly always be."""
+    measured = threshold(columns(steps("random", [64] * 6, (8, 16, 32))), ambient=D, losses=[0.3])
+    bound = {"proves": "hit", "probability": np.array([[0.0, 0.99, 1.0]])}
+    return {"levels": np.array([0.3]), "dims": np.array([1, 20, D]), "bounds": [bound], "measured": measured}
 
 
 def test_what_still_falls_is_told_level_by_level(monkeypatch):
@@ -462,7 +503,10 @@ def test_the_pictures_show_the_numbers(beside):
     drawn = {str(line.get_label()): line for line in ax.get_lines()}
     np.testing.assert_array_equal(drawn["rays (polar)"].get_xdata(), found.dims["polar"][0])
     np.testing.assert_array_equal(drawn["rays (polar)"].get_ydata(), -np.log10(found.levels))
-    np.testing.assert_array_equal(drawn["well, sharp form"].get_xdata(), found.curves["sharp well"])
+    curve = found.curves["sharp well"]  # 0, a start inside, has no place on the axis
+    np.testing.assert_array_equal(drawn["well, sharp form"].get_xdata(), np.where(curve > 0, curve, np.nan))
+    low, high = ax.get_ylim()
+    assert low < -np.log10(found.levels[0]) and -np.log10(found.levels[-1]) < high
     words = [text.get_text() for text in ax.get_legend().get_texts()]
     assert words[:2] == ["d*", "d50"]
     assert "rays (polar)" in words
@@ -528,20 +572,18 @@ def test_one_command_tells_estimates_beside_measurements(place, capsys):
     assert found["provenance"]["task"].endswith("make")
     assert found["sweep"]["run"] == str(place / "t")
     assert (place / "a" / "results" / "width.json").exists()
-    # again, from a burn-in, by the file, on some rows
+    # the order of levels makes no other question; again, from a burn-in, by the file
+    assert main(ask(place, "--loss", "0.3,0.5", "--measured", str(place / "t"))) == 0
+    assert "answered before" in capsys.readouterr().err
     file = str(place / "t" / "results" / "threshold.json")
-    assert (
-        main(ask(place, "--loss", "0.3", "--from", "8", "--measured", file, "--rows", "30", "--hessian", "none")) == 0
-    )
+    burnt = ask(place, "--loss", "0.3", "--from", "8", "--measured", file, "--hessian", "none")
+    assert main(burnt) == 0
     out = capsys.readouterr().out
     assert "measured d50" in out
     assert "sharp well" not in out
     stored = json.loads((place / "a" / "results" / "width-2.json").read_text())
     assert stored["family"] == "burn-in@8"
-    assert stored["provenance"]["rows"] == 30
-    assert (
-        main(ask(place, "--loss", "0.3", "--from", "8", "--measured", file, "--rows", "30", "--hessian", "none")) == 0
-    )
+    assert main(burnt) == 0
     assert "answered before" in capsys.readouterr().err
 
 
@@ -556,6 +598,9 @@ def test_one_command_tells_estimates_beside_measurements(place, capsys):
         (["--loss", "0.5", "--from", "5"], "5"),
         (["--loss", "0.5", "--from", "early"], "early"),
         (["--loss", "half"], "--loss takes numbers"),
+        (["--loss=-1"], "levels of the loss are positive"),
+        (["--loss", "0.5", "--rows", "30", "--measured", "t"], "Leave one of them out"),
+        (["--loss", "0.5", "--negative", "abs", "--hessian", "none"], "Leave one of them out"),
         (["--loss", "1e-9"], "every level is at or below"),
         (["--loss", "0.5", "--radii", "-1"], "radii"),
     ],
