@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ from landscape.analysis.spectra import Spectrum
 from landscape.analysis.thresholds import _borders, _head
 from landscape.errors import UnsafeInputError, UsageError, unknown
 from landscape.escapes import certificates
-from landscape.quadratics import Quadratic
+from landscape.functionals import standard_error
+from landscape.quadratics import EPS, Quadratic
 from landscape.results import Result
 from landscape.seeds import child_seed
 
@@ -50,7 +52,8 @@ LEVELS = 48  # of maps and theory curves, even in the logarithm: likewise
 EASIEST = 0.95  # the highest of them, as a share of the start's loss: above 1 the start is inside, and d* is 0
 BEYOND = 3.0  # they end at a level lower by this than the lowest that was asked for
 OVERVIEW = 5  # wells in the overview: more lines are not told apart
-SAFE = 3.0  # standard errors by which the polar estimate is moved to the bound's disadvantage before a bound is read off it
+SAFE = 3.0  # standard errors by which the polar estimate is moved to the bound's disadvantage before a bound is read off it, and from which on two numbers are called different
+WHOLE = 0.5  # of a dimension: thresholds are whole numbers, so that their mean may stand still this far from d*
 PROBABILITY = 0.9  # of the bounds: the definition of d* asks for as much (delta = 0.1 in Larsen et al. 2022)
 LARGEST = (
     5_000  # D up to which subspaces are simulated: each is a QR factor, of 7 s there on one core, 5 minutes for 40
@@ -68,7 +71,7 @@ class Estimates:
     initial: float  # loss at w_0
     negative: str  # what was done with negative eigenvalues; empty where there were none
     levels: np.ndarray  # (L,) descending
-    inside: np.ndarray  # (L,) bool: w_0, or the even start, lies in the set
+    inside: np.ndarray  # (L,) bool: w_0, or the even start, lies in the set; drawn ones may not
     paper: np.ndarray  # (L,) upper bound
     sharp: np.ndarray  # (L,)
     polar: np.ndarray  # (L,)
@@ -76,7 +79,7 @@ class Estimates:
     thresholds: np.ndarray  # (n, L) of each simulated subspace; n = 0 where none was
     certified: dict[
         str, np.ndarray
-    ]  # by `theorem: miss` and `theorem: hit` (L,): the last d of a sure miss, the first of a sure hit; NaN where there is none
+    ]  # by `theorem: miss` and `theorem: hit` (L,): the last d of a sure miss, the first of a sure hit; NaN where there is none, and where the even start lies inside and others outside
     fine: np.ndarray  # (G,) levels of the map, descending
     fine_paper: np.ndarray  # (G,)
     fine_sharp: np.ndarray  # (G,)
@@ -96,15 +99,32 @@ class Estimates:
         return (self.fine - self.least) / (self.initial - self.least)
 
     @property
+    def mixed(self) -> np.ndarray:
+        """Whether the even start lies in the set and others at its distance outside (L,): closed forms and bounds, which are of the even start, say nothing of the drawn ones."""
+        return np.asarray(self.inside & np.isnan(self.best("hit")))
+
+    @property
+    def seen(self) -> np.ndarray:
+        """Whether a level has a d* to draw (L,): not where every start lies inside."""
+        return np.asarray(~self.inside | self.mixed)
+
+    @property
+    def told(self) -> np.ndarray:
+        """Whether a level of the map has closed forms to draw (G,)."""
+        return np.asarray(self.fine < self.initial)
+
+    @property
     def simulated(self) -> np.ndarray:
         """Mean threshold (L,); NaN without simulation."""
         return self.thresholds.mean(0) if len(self.thresholds) else np.full(len(self.levels), np.nan)
 
     @property
     def simulated_error(self) -> np.ndarray:
-        """Its standard error (L,)."""
-        n = len(self.thresholds)
-        return self.thresholds.std(0, ddof=1) / math.sqrt(n) if n else np.full(len(self.levels), np.nan)
+        """Its standard error (L,), widened as that of the polar estimate is."""
+        if not len(self.thresholds):
+            return np.full(len(self.levels), np.nan)
+        found: np.ndarray = standard_error(self.thresholds)
+        return found
 
     @property
     def quantiles(self) -> np.ndarray:
@@ -116,16 +136,17 @@ class Estimates:
 
     @property
     def deviations(self) -> np.ndarray:
-        """Sharp form minus simulated mean (L,), in standard errors of the latter; 0 where both are the same, NaN without simulation."""
-        gap = self.sharp - self.simulated
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(gap == 0, 0.0, gap / self.simulated_error)
+        """Sharp form minus simulated mean (L,), in standard errors of the latter, of which SAFE are half a dimension at least; NaN without simulation, of mixed starts, and in one dimension."""
+        apart = (self.sharp - self.simulated) / np.maximum(self.simulated_error, WHOLE / SAFE)
+        return np.where(self.mixed | (self.dim == 1), np.nan, apart)
 
     @property
     def factors(self) -> np.ndarray:
-        """Paper bound over the simulated mean, or over the sharp form where nothing was simulated (L,); NaN inside the set."""
+        """Paper bound over the simulated mean, or over the sharp form where nothing was simulated (L,); NaN inside the set, and in one dimension."""
         truth = self.simulated if len(self.thresholds) else self.sharp
-        return np.where(self.inside | (truth <= 0), np.nan, self.paper / np.where(truth > 0, truth, 1.0))
+        return np.where(
+            self.inside | (truth <= 0) | (self.dim == 1), np.nan, self.paper / np.where(truth > 0, truth, 1.0)
+        )
 
     def best(self, side: str) -> np.ndarray:
         """Over the theorems, the largest d of a certain miss or the smallest of a certain hit (L,); NaN where none certifies one."""
@@ -174,9 +195,9 @@ class Well(Result):
     def summary(self) -> str:
         """See Result."""
         sizes = sorted({self.of(name).dim for name in self.names})
-        text = f"{_count(len(self.names), 'quadratic well')} in {', '.join(f'{size:,}' for size in sizes)} dimensions, {_count(len(self.asked), 'level')}: "
+        text = f"{_count(len(self.names), 'quadratic well')} in {', '.join(f'{size:,}' for size in sizes)} dimension{'s' * (sizes != [1])}, {_count(len(self.asked), 'level')}: "
         parts = []
-        worst, name, row = self._worst(lambda one: one.deviations)
+        worst, name, row = self._worst(lambda one: np.where(one.inside, np.nan, one.deviations))
         if name:
             one = self.of(name)
             parts.append(
@@ -191,6 +212,13 @@ class Well(Result):
             parts.append(
                 f"the paper's bound is up to {factor:.3g} times the {truth} d* ({name} at {self.asked[row]:g}, {_tenth(one.paper[row])} against {_tenth(number)})"
             )
+        every = [self.of(name) for name in self.names]
+        if any(one.mixed.any() for one in every):
+            parts.append(
+                "where the start of mean loss lies inside and drawn ones do not, closed forms say nothing of d*"
+            )
+        if any(one.dim == 1 and not one.inside.all() for one in every):
+            parts.append("in 1 dimension the line meets every set and d* is 1/2")
         return text + ("; ".join(parts) or "every start lies inside, d* is 0") + "."
 
     def caption(self) -> str:
@@ -203,18 +231,26 @@ class Well(Result):
                 if self.isotropic
                 else ""
             )
-            + "Paper bound: an upper bound of d* (dotted). Sharp form: the deterministic equivalent, asymptotic in D, either side (lines). "
+            + "Paper bound: an upper bound of d* in many dimensions, where d* need not be a whole number (dotted). Sharp form: the deterministic equivalent, asymptotic in D, either side (lines). "
             f"Polar: D minus the statistical dimension of the cone in which w_0 sees the set, by projections of {self.polar_draws} draws, which the levels share; unbiased, ± its standard error (hollow). "
+            "Standard error: widened by Student's t for few draws, so that 1.96 of it is 95%. "
         )
         if self.draws:
             text += (
                 f"Simulated: the least dimension of each of {self.draws} nested random subspaces that meets the set, exact and without an optimiser; mean ± standard error, and d10 to d90 over the draws. "
-                "It is a whole number, whose mean is d* + 1/2. P: share of these subspaces that meet the set. Least loss in d dimensions: of these subspaces, and by the deterministic equivalent (theory). "
+                "It is a whole number, whose mean is d* + 1/2. "
+                f"Sharp - simulated: in these standard errors, each taken as {WHOLE / SAFE:.2g} at least, for whole numbers may have no spread and still lie half a dimension off. P: share of these subspaces that meet the set. Least loss in d dimensions: of these subspaces, and by the deterministic equivalent (theory). "
             )
-        return text + (
-            f"Sure miss and sure hit: at d up to, and from, these, a random subspace misses or hits with probability at least {self.probability:g} (McCoy, Tropp 2014; Amelunxen et al. 2014); "
+        return (
+            text
+            + f"Sure miss and sure hit: at d up to, and from, these, a random subspace misses or hits with probability at least {self.probability:g} (McCoy, Tropp 2014; Amelunxen et al. 2014); "
             f"Gordon's theorem proves misses only, and is vacuous at a level where it certifies no d. Bounds are read off the polar estimate moved {SAFE:g} standard errors to their disadvantage, "
-            "and Gordon's from a width of at most the square root of the statistical dimension D - d*. Dimensions stand evenly in the angle arcsin √(d/D). A start inside the set has d* = 0."
+            "and Gordon's from a width of at most the square root of the statistical dimension D - d*. Dimensions stand evenly in the angle arcsin √(d/D). A start inside the set has d* = 0"
+            + (
+                ". Where the start of mean loss lies inside, and others at its distance outside, closed forms and bounds say nothing of the drawn ones."
+                if self.isotropic
+                else "."
+            )
         )
 
     def table(self) -> list[tuple[str, ...]]:
@@ -231,11 +267,12 @@ class Well(Result):
                 one.certified["Gordon: miss"],
             )
             for row, asked in enumerate(self.asked):
+                start = "mean start" if one.mixed[row] else "inside"
                 rows.append(
                     (
                         name,
                         f"{asked:g}",
-                        "0 (inside)" if one.inside[row] else f"≤ {_tenth(one.paper[row])}",
+                        f"0 ({start})" if one.inside[row] else f"≤ {_tenth(one.paper[row])}",
                         _tenth(one.sharp[row]),
                         _with_error(one.polar[row], one.polar_error[row]),
                         _with_error(one.simulated[row], one.simulated_error[row]) if self.draws else "-",
@@ -251,9 +288,10 @@ class Well(Result):
     # -- pictures -----------------------------------------------------------------------------------------------------
 
     def panels(self) -> tuple[str, ...]:
-        """`threshold`, then a `map` of each well (where it was simulated), then a `curve` of each."""
-        kinds = ("map", "curve") if self.draws else ("curve",)
-        return ("threshold", *(f"{kind} {name}" for kind in kinds for name in self.names))
+        """`threshold`, then a `map` of each well (where it was simulated), then a `curve` of each that does not fall to the minimum in one step."""
+        maps = [f"map {name}" for name in self.names if self.draws]
+        curves = [f"curve {name}" for name in self.names if (one := self.of(name)).predicted[1] > one.least]
+        return ("threshold", *maps, *curves)
 
     def plot(self, ax: Axes, panel: str = "") -> None:
         """See Result."""
@@ -278,9 +316,9 @@ class Well(Result):
         for place, name in enumerate(shown):
             one, colour, marker = self.of(name), CYCLE[place], "os^Dv"[place]
             # shares of D, so that wells of several sizes share the axis
-            ax.plot(one.fine_shares, one.fine_sharp / one.dim, color=colour, linewidth=1.4)
-            ax.plot(one.fine_shares, one.fine_paper / one.dim, color=colour, linewidth=1.1, linestyle=":")
-            outside = ~one.inside
+            told, seen = one.told, one.seen
+            ax.plot(one.fine_shares[told], one.fine_sharp[told] / one.dim, color=colour, linewidth=1.4)
+            ax.plot(one.fine_shares[told], one.fine_paper[told] / one.dim, color=colour, linewidth=1.1, linestyle=":")
             style: dict[str, Any] = {
                 "color": colour,
                 "marker": marker,
@@ -288,12 +326,12 @@ class Well(Result):
                 "elinewidth": 0.9,
                 "capsize": 1.5,
             }
-            x = one.shares[outside]
+            x = one.shares[seen]
             # side by side: they lie on each other
             ax.errorbar(
                 x * 1.08,
-                one.polar[outside] / one.dim,
-                one.polar_error[outside] / one.dim,
+                one.polar[seen] / one.dim,
+                one.polar_error[seen] / one.dim,
                 markersize=4.5,
                 markerfacecolor="white",
                 **style,
@@ -301,18 +339,20 @@ class Well(Result):
             if self.draws:
                 ax.errorbar(
                     x / 1.08,
-                    one.simulated[outside] / one.dim,
-                    one.simulated_error[outside] / one.dim,
+                    one.simulated[seen] / one.dim,
+                    one.simulated_error[seen] / one.dim,
                     markersize=4,
                     **style,
                 )
-            handles.append(Line2D([], [], color=colour, marker=marker, markersize=4, label=name))
+            handles.append(Line2D([], [], color=colour, marker=marker if seen.any() else "", markersize=4, label=name))
         ways: list[tuple[str, dict[str, Any]]] = [
             ("paper bound", {"linestyle": ":"}),
             ("sharp form", {"linestyle": "-"}),
-            ("polar ± s.e.", {"linestyle": "none", "marker": "o", "markerfacecolor": "white"}),
-            *([("simulated ± s.e.", {"linestyle": "none", "marker": "o"})] if self.draws else []),
         ]
+        if any(self.of(name).seen.any() for name in shown):
+            ways.append(("polar ± s.e.", {"linestyle": "none", "marker": "o", "markerfacecolor": "white"}))
+            if self.draws:
+                ways.append(("simulated ± s.e.", {"linestyle": "none", "marker": "o"}))
         handles += [Line2D([], [], color=GREY, markersize=4.5, label=label, **look) for label, look in ways]
         same = len({self.of(name).dim for name in shown}) == 1
         dim = self.of(shown[0]).dim if same else 1
@@ -320,7 +360,8 @@ class Well(Result):
         _mark_angles(ax, "y", 1, 0.0, 1.0, scale=dim)
         ax.set_ylabel(f"threshold dimension d* of D = {dim:,}" if same else "threshold dimension d* / D")
         left = f" (first {OVERVIEW} of {len(self.names)})" if len(self.names) > OVERVIEW else ""
-        _head(ax, f"Threshold dimension over the level{left}", handles)
+        unseen = "" if all(self.of(name).seen.all() for name in shown) else "; levels inside are not drawn"
+        _head(ax, f"Threshold dimension over the level{left}{unseen}", handles)
 
     def figure(self) -> Figure:
         """See Result."""
@@ -335,7 +376,7 @@ class Well(Result):
             lines = (("sharp form", one.fine_sharp, "solid"), ("paper bound", one.fine_paper, "dot"))
             for label, values, dash in lines:
                 figure.add_scatter(
-                    x=one.fine_shares, y=values, name=f"{name}: {label}", mode="lines", line={"color": colour, "dash": dash}, showlegend=label == "sharp form",
+                    x=one.fine_shares[one.told], y=values[one.told], name=f"{name}: {label}", mode="lines", line={"color": colour, "dash": dash}, showlegend=label == "sharp form",
                     hovertemplate=f"{name}: {label}<br>level %{{x:.3g}} of L(w_0): d* %{{y:.1f}}<extra></extra>", **group,
                 )  # fmt: skip
             points = [("polar", one.polar, one.polar_error, "circle-open")]
@@ -366,8 +407,9 @@ def _plot_map(ax: Axes, name: str, one: Estimates) -> None:
     image = ax.pcolormesh(across, upwards, one.success, vmin=0, vmax=1, cmap=SEQUENTIAL, rasterized=True)
     edge = [withStroke(linewidth=3, foreground="white")]
     look: dict[str, Any] = {"color": VERMILION, "linestyle": "--", "linewidth": 1.4, "path_effects": edge}
-    (bound,) = ax.plot(one.fine_paper, one.fine_shares, label="paper bound", **look)
-    (sharp,) = ax.plot(one.fine_sharp, one.fine_shares, color="black", path_effects=edge, label="sharp form")
+    shares, bounds, sharps = (values[one.told] for values in (one.fine_shares, one.fine_paper, one.fine_sharp))
+    (bound,) = ax.plot(bounds, shares, label="paper bound", **look)
+    (sharp,) = ax.plot(sharps, shares, color="black", path_effects=edge, label="sharp form")
     _mark_angles(ax, "x", one.dim, float(across[0]), float(across[-1]))
     _mark_shares(ax, "y")
     ax.set_ylim(upwards[0], upwards[-1])
@@ -390,14 +432,14 @@ def _plot_curve(ax: Axes, name: str, one: Estimates) -> None:
         ax.fill_between(one.dims, low, high, color=BLUE, alpha=0.25, linewidth=0, label="10% to 90%")
         ax.plot(one.dims, mean, color=BLUE, label="simulated mean")
     ax.plot(one.dims, share(one.predicted), color="black", linestyle="--", linewidth=1.2, label="theory")
-    for level in one.shares[~one.inside]:
-        ax.axhline(level, color=GREY, linestyle=":", linewidth=0.8)
+    for place, level in enumerate(one.shares[one.seen]):
+        ax.axhline(level, color=GREY, linestyle=":", linewidth=0.8, label="" if place else "levels")
     _mark_angles(ax, "x", one.dim, 0, float(one.dims[-1]))
     ax.set_yscale("log")
-    ax.set_ylim(one.fine_shares[-1], 1.3)
+    ax.set_ylim(one.fine_shares[-1], 1.3 * max(one.fine_shares[0], 1.0))
     ax.set_xlabel(f"subspace dimension d of {one.dim:,}")
     ax.set_ylabel("least loss / L(w_0)")
-    _head(ax, f"{name}: least loss in d dimensions (dotted: levels)")
+    _head(ax, f"{name}: least loss in d dimensions")
 
 
 def _mark_shares(ax: Axes, which: str) -> None:
@@ -545,9 +587,14 @@ def _estimate(
     levels = asked if absolute else quadratic.least + asked * height
     for level in levels:
         quadratic.require(float(level))
-    lowest = min(float((levels[-1] - quadratic.least) / height), EASIEST)
-    fine = quadratic.least + height * np.geomspace(EASIEST, lowest / BEYOND, LEVELS)
+    shares = (levels - quadratic.least) / height
     inside = np.array([bool(quadratic.inside(level)) for level in levels])
+    every = inside  # and so does every start
+    if isotropic:
+        most = float(quadratic.values.max()) * quadratic.radius**2 / 2  # that a start has, but for rounding
+        every = inside & (most <= (levels - quadratic.least) * (1 + quadratic.dim * EPS))
+    highest, lowest = max([EASIEST, *shares[inside & ~every]]), min(float(shares[-1]), EASIEST)
+    fine = quadratic.least + height * np.geomspace(highest, lowest / BEYOND, LEVELS)
     paper, sharp = (
         np.array([bound(level) for level in levels]) for bound in (quadratic.paper_bound, quadratic.threshold)
     )
@@ -556,7 +603,12 @@ def _estimate(
     )
     own = [quadratic.polar(level, draws=polar_draws, seed=seed)[:2] for level in levels]
     bounds = [_certified(quadratic.dim, value, error, probability) for value, error in own]  # they are of one cone
-    polar = [_polar_of_drawn(quadratic, level, polar_draws, seed) for level in levels] if isotropic else own
+    polar = own
+    if isotropic:
+        polar = [
+            (0.0, 0.0) if done else _polar_of_drawn(quadratic, level, polar_draws, seed)
+            for level, done in zip(levels, every, strict=True)
+        ]
     # all that is needed lies below the largest paper bound, and a little more
     far = min(1.1 * float(fine_paper.max()) + 1, quadratic.dim)
     even = quadratic.dim * np.sin(np.linspace(0, math.asin(math.sqrt(far / quadratic.dim)), DIMS)) ** 2
@@ -577,9 +629,9 @@ def _estimate(
         sharp=sharp,
         polar=np.array([value for value, _ in polar]),
         polar_error=np.array([error for _, error in polar]),
-        thresholds=np.stack([_first(least, level) for level in levels], axis=1),
+        thresholds=np.where(every, 0, np.stack([_first(least, level) for level in levels], axis=1)),
         certified={
-            name: np.where(inside, 0.0 if name.endswith("hit") else np.nan, [row[name] for row in bounds])
+            name: np.where(every & name.endswith("hit"), 0.0, np.where(inside, np.nan, [row[name] for row in bounds]))
             for name in bounds[0]
         },
         fine=fine,
@@ -638,16 +690,20 @@ def _warnings(result: Well) -> list[str]:
         one = result.of(name)
         if one.negative:
             notes.append(f"{name}: {one.negative}.")
-        if one.inside.any():
-            levels = ", ".join(f"{level:g}" for level in result.asked[one.inside])
-            if result.isotropic:
-                notes.append(
-                    f"{name}: at {levels} the set holds the starts of mean loss: the closed forms are 0, and the other d* are of the drawn starts that lie outside."
-                )
-            else:
-                notes.append(
-                    f"{name}: the start lies inside the set at {levels}: the cone is the whole space, and d* is 0."
-                )
+        mixed, inside = (
+            ", ".join(f"{level:g}" for level in result.asked[rows]) for rows in (one.mixed, one.inside & ~one.mixed)
+        )
+        if mixed:
+            notes.append(
+                f"{name}: at {mixed} the set holds the start of mean loss, whose d* is 0, but not every start at its distance: polar and simulated are of the drawn ones, of which closed forms and bounds say nothing."
+            )
+        if inside:
+            start = "every start lies" if result.isotropic else "the start lies"
+            notes.append(f"{name}: {start} inside the set at {inside}: the cone is the whole space, and d* is 0.")
+        if one.dim == 1 and not one.inside.all():
+            notes.append(
+                f"{name}: in one dimension the line meets every set and the point at the start none: the threshold is 1 and d* is 1/2. The closed forms are of many dimensions."
+            )
         for row in np.flatnonzero(np.abs(one.deviations) > SAFE):
             notes.append(
                 f"{name}: at {result.asked[row]:g} the sharp form is {_tenth(one.sharp[row])} and the simulation {_with_error(one.simulated[row], one.simulated_error[row])}: the form is asymptotic in D; believe the simulation."
@@ -666,7 +722,7 @@ def read_eigenvalues(path: Path) -> np.ndarray:
     readers: dict[str, Callable[[Path], Any]] = {
         ".npy": partial(np.load, allow_pickle=False),
         ".npz": _only_array,
-        ".txt": partial(np.loadtxt, ndmin=1),
+        ".txt": _all_in_text,
         ".json": _all_of,
     }
     if not path.is_file():
@@ -676,12 +732,23 @@ def read_eigenvalues(path: Path) -> np.ndarray:
     try:
         found = np.asarray(readers[path.suffix.lower()](path))
         # text, records and complex numbers are no eigenvalues of a symmetric matrix
-        values = found.astype(float, casting="safe" if found.dtype.kind in "fiu" else "no").reshape(-1)
+        values = found.astype(float, casting="safe" if found.dtype.kind in "fiu" else "no")
     except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise UnsafeInputError(f"{path} holds no plain numbers ({' '.join(str(error).split())}). Write the eigenvalues with numpy.save or numpy.savetxt.") from None  # fmt: skip
-    if not len(values) or not np.isfinite(values).all():
-        raise UsageError(f"{path} must hold at least one eigenvalue, and only finite ones; got {len(values):,}, of which {np.sum(~np.isfinite(values)):,} are not finite.")  # fmt: skip
-    return values
+    if not values.size:
+        raise UsageError(f"{path} must hold at least one eigenvalue; got none.")
+    if values.ndim > 2 or (values.ndim == 2 and 1 not in values.shape):
+        kind = "a matrix" if values.ndim == 2 else "an array"
+        raise UsageError(f"{path} must hold a list of eigenvalues; this is {kind} {values.shape}: give its eigenvalues, numpy.linalg.eigvalsh of it.")  # fmt: skip
+    if not np.isfinite(values).all():
+        raise UsageError(f"{path} must hold finite eigenvalues only; got {values.size:,}, of which {np.sum(~np.isfinite(values)):,} are not finite.")  # fmt: skip
+    return values.reshape(-1)
+
+
+def _all_in_text(path: Path) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a file without numbers, which is refused
+        return np.loadtxt(path, ndmin=1)
 
 
 def _only_array(path: Path) -> np.ndarray:
@@ -697,6 +764,10 @@ def _all_of(path: Path) -> np.ndarray:
     """Of a stored spectrum."""
     from landscape.analysis.answers import load
 
+    if not path.read_bytes().lstrip().startswith(b"{"):
+        raise UsageError(
+            f"{path} is not an answer of `landscape spectrum`, which is the only .json that is read here. Write a list of eigenvalues with numpy.save or numpy.savetxt."
+        )
     result = load(path)
     if not isinstance(result, Spectrum):
         raise UsageError(f"{path} is a {result.kind} result; eigenvalues are in those of `landscape spectrum`.")

@@ -55,7 +55,7 @@ def width(
     loss
         Levels of the training loss, with commas.
     start
-        Where the set is seen from: init, or a recorded step (burn-in).
+        Where the set is seen from: init, last, or a recorded step (burn-in; `train --record-every` says which steps there are).
     measured
         The folder of a sweep of `landscape threshold` on the same task, or its threshold.json: the family random (from init), or burn-in@STEP, is drawn beside the estimates.
     draws
@@ -69,7 +69,7 @@ def width(
     negative
         What is done with its negative part: clip (free directions), abs, or error.
     """
-    end = _alone(run)
+    end = _alone(run, "a width is seen from a start and towards the run's end: name the run alone, and the start by --from")
     begun = place(str(end.run.folder), start)
     common = common.resolved()
     found, sweep = None, None
@@ -84,7 +84,11 @@ def width(
         "negative": negative,
         "family": "random" if begun.step == first else f"burn-in@{begun.step}",
     }
-    levels = _numbers("--loss", loss, float)
+    if hessian != "hessian" and negative != "clip":
+        raise UsageError(f"--negative is of --hessian hessian: with {hessian} nothing is negative. Leave one of them out.")
+    if measured is not None and options.rows is not None:
+        raise UsageError("--measured trained on all rows, and --rows takes some: their levels are of other losses. Leave one of them out.")
+    levels = sorted(set(_numbers("--loss", loss, float)), reverse=True)
     question = {
         "places": [begun.within(end.run), end.within(end.run)], "states": [begun.checksum, end.checksum], "levels": levels, **chosen,
         "measured": sweep, "made": None if found is None else found.provenance.get("made"), **_asked(options, common),
@@ -142,9 +146,9 @@ def well(
     *,
     out: Path,
     spectrum: str | None = None,
-    dim: Annotated[int, WHOLE] = 400,
+    dim: Annotated[int | None, WHOLE] = None,
     eigenvalues: Path | None = None,
-    negative: Literal["error", "clip", "abs"] = "error",
+    negative: Literal["error", "clip", "abs"] | None = None,
     level: str = "0.3,0.03,0.003",
     absolute: Annotated[bool, Parameter(negative="")] = False,
     radius: float = 1.0,
@@ -152,6 +156,7 @@ def well(
     polar_draws: Annotated[int, WHOLE] = 25,
     json: Annotated[bool, Parameter(negative="")] = False,
     seed: Annotated[int, WHOLE] = 0,
+    config: Path | None = None,
 ) -> None:
     """Quadratic wells: the threshold dimension by the paper's bound, the sharp form, the polar cone and exact simulation, with escape bounds and phase maps.
 
@@ -160,24 +165,24 @@ def well(
     Examples:
       landscape well --out runs/well
       landscape well --spectrum power:1.5,outliers:20 --dim 1000 --level 0.1,0.01 --out runs/w
-      landscape well --eigenvalues hessian.npy --negative clip --radius 12 --level 0.5 --absolute --draws 0 --out runs/h
+      landscape well --eigenvalues eigenvalues.npy --negative clip --radius 12 --level 0.5 --absolute --draws 0 --out runs/h
 
     Parameters
     ----------
     out
         A folder for the answer. Further levels and draws of the same wells add answers to it.
     spectrum
-        Shapes of spectra, with commas: flat, power:A (i to the -A), outliers:K (K, ..., 2, 1 over a bulk of 0.001), exponential:S (exp(-i/S)); all five of the example by default.
+        Shapes of spectra, with commas: flat, power:A (i to the -A), outliers:K (K, ..., 2, 1 over a bulk of 0.001), exponential:S (exp(-i/S)); by default flat, power:1, power:2, outliers:10 and exponential:40.
     dim
-        Dimensions of these.
+        Dimensions of these; 400 where nothing is given.
     eigenvalues
-        A spectrum of your own: every eigenvalue, in a .npy, .npz or .txt file, or in a stored answer of `landscape spectrum` that holds them all.
+        A spectrum of your own: every eigenvalue, as a list in a .npy, .npz or .txt file, or in a stored answer of `landscape spectrum` that holds them all.
     negative
-        Negative eigenvalues there: an error, set to 0 (clip), or taken in size (abs).
+        Negative eigenvalues there: an error (where nothing is given), set to 0 (clip), or taken in size (abs).
     level
-        Levels with commas, as shares of the mean loss of the starts,
+        Levels with commas: shares of the mean loss of the starts.
     absolute
-        or as losses (the minimum has 0).
+        Take the levels as losses instead; the minimum has 0.
     radius
         Distance of the starts from the minimum.
     draws
@@ -188,6 +193,8 @@ def well(
         Print the answer as one line of JSON.
     seed
         The root of every random stream.
+    config
+        YAML file of options; flags win over it.
     """
     import zlib
 
@@ -197,10 +204,23 @@ def well(
     from landscape.analysis.wells import read_eigenvalues
     from landscape.analysis.wells import well as measure
 
+    names = [name.strip() for name in (spectrum or ("" if eigenvalues else SPECTRA)).split(",") if name.strip()]
+    if not names and dim is not None:
+        raise UsageError("--dim is the size of the spectra of --spectrum; the file of --eigenvalues has its own. Leave one of --dim and --eigenvalues out, or name spectra with --spectrum.")  # fmt: skip
+    if eigenvalues is None and negative is not None:
+        raise UsageError("--negative says what is done with negative values of --eigenvalues, and spectra of --spectrum have none. Leave it out, or give --eigenvalues.")  # fmt: skip
+    dim, negative = 400 if dim is None else dim, negative or "error"
     if dim < 1:
         raise UsageError(f"--dim is at least 1; got {dim}.")
-    names = [name.strip() for name in (spectrum or ("" if eigenvalues else SPECTRA)).split(",") if name.strip()]
-    spectra = {name: quadratics.spectrum(name, dim) for name in names}
+    spectra, unfit = {}, []
+    for name in names:
+        try:
+            spectra[name] = quadratics.spectrum(name, dim)
+        except UsageError as error:
+            if spectrum:
+                raise
+            unfit.append(f"of the five spectra {name} is left out: {error}")
+    names = list(spectra)
     fingerprint = None
     if eigenvalues is not None:
         spectra[eigenvalues.name] = read_eigenvalues(eigenvalues)
@@ -214,7 +234,7 @@ def well(
     }
     levels = sorted(set(_numbers("--level", level, float)), reverse=True)
     options = {
-        "task": "quadratic wells", "spectrum": names, "dim": dim, "eigenvalues": str(eigenvalues.resolve()) if eigenvalues else None,
+        "task": "quadratic wells", "spectrum": names, "dim": dim if names else None, "eigenvalues": str(eigenvalues.resolve()) if eigenvalues else None,
         "negative": negative, "radius": length, "seed": seed,
     }  # fmt: skip
     chosen: dict[str, Any] = {"levels": levels, "absolute": absolute, "draws": draws, "polar_draws": polar_draws}
@@ -227,7 +247,9 @@ def well(
     def compute() -> Result:
         found = measure(wells, isotropic=True, seed=seed, **chosen)
         return dataclasses.replace(
-            found, provenance={**found.provenance, "versions": run.record()["versions"], "made": now()}
+            found,
+            provenance={**found.provenance, "versions": run.record()["versions"], "made": now()},
+            warnings=(*unfit, *found.warnings),
         )
 
     with _begun(run):

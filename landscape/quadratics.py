@@ -42,6 +42,7 @@ SPECTRA = ("flat", "power:P", "outliers:K", "exponential:S")
 EPS = float(np.finfo(float).eps)
 ASYMMETRY = 1e-5  # of the largest entry: what a Hessian summed in float32 has
 FAR = 100.0  # of a logarithm: a ratio of e^100 is a limit
+WIDEST = 1e140  # curvature, distance and loss, and one over each: their squares, and sums of these, are floats
 
 
 def spectrum(name: str, dim: int) -> np.ndarray:
@@ -88,6 +89,13 @@ class Quadratic:
             raise UsageError(
                 "a quadratic takes finite numbers; got NaN or infinity among its eigenvalues, its coordinates or its least loss."
             )
+        top, far = float(np.abs(self.values).max()), float(np.abs(self.start).max())
+        sizes = [size for size in (top, far, top * far * far) if top * far > 0 or size > 0]
+        if not all(1 / WIDEST <= size <= WIDEST for size in sizes):
+            raise UsageError(
+                f"the largest eigenvalue of a well, the distance of its start and the loss there lie between {1 / WIDEST:.0e} and {WIDEST:.0e}; got an eigenvalue of {top:.4g} and a start with a coordinate of {far:.4g}. "
+                "Give them in another unit: d* depends only on the ratio of eigenvalues, and of the level to the loss at the start."
+            )
         if self.values.min() < 0:
             raise UsageError(
                 f"eigenvalues of a well are not negative; got {self.values.min():.4g}. Use of_spectrum(..., negative='clip' or 'abs')."
@@ -97,12 +105,13 @@ class Quadratic:
     def of_spectrum(values: Any, start: Any, least: float = 0.0, negative: Negative = "error") -> Quadratic:
         """The well of eigenvalues (D,) in any order, and a start (D,) along its eigenvectors.
 
-        negative: what to do with negative eigenvalues: `error`, `clip` (set to 0: no curvature), `abs`. Those within rounding of 0 are always set to 0.
+        negative: what to do with negative eigenvalues: `error`, `clip` (set to 0: no curvature), `abs`. Those within rounding of 0 are always set to 0, and so are those so small that no level sees them (1e-280 of the largest).
         Raises UsageError for shapes that differ, numbers that are not finite, negative eigenvalues under the policy `error`.
         """
         values, start = np.array(values, dtype=float), np.array(start, dtype=float)
         if not np.isfinite(values).all():
             raise UsageError("a well takes finite eigenvalues; got NaN or infinity.")
+        values[np.abs(values) < np.abs(values).max(initial=0.0) / WIDEST**2] = 0.0  # one over these is no float
         note = _checked(values, negative, values.size * EPS)
         return Quadratic(_positive(values, negative), start, float(least), note)
 
@@ -163,7 +172,8 @@ class Quadratic:
         if self.inside(level):
             return 0.0
         axes = np.full(self.dim, math.inf)  # r_i^2
-        np.divide(2 * (level - self.least), self.values, out=axes, where=self.values > 0)
+        with np.errstate(over="ignore"):  # of the least eigenvalues that there are, an axis is as good as infinite
+            np.divide(2 * (level - self.least), self.values, out=axes, where=self.values > 0)
         return self.dim - float(np.sum(1 / (1 + self.radius**2 / axes)))
 
     def effective_dimension(self, shift: float) -> float:

@@ -555,7 +555,7 @@ def test_a_projection_that_is_not_finite_is_an_error():
 
 @pytest.mark.parametrize("angle", [math.pi / 2 - 1e-8, math.pi / 2 - 1e-4, 1e-8, 1e-4])
 def test_circular_volumes_stay_exact_next_to_a_half_space_and_a_ray(angle):
-    """They sum to 1, and those of the polar cone are the same in reverse order."""
+    """They sum to 1."""
     volumes = cones.circular(10**4, angle).volumes
     assert abs(volumes.sum() - 1) < 1e-10
 

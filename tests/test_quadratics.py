@@ -407,6 +407,24 @@ def test_input_that_is_no_well(make):
         make()
 
 
+@pytest.mark.parametrize(
+    ("values", "start"), [([1e308, 1e308, 1.0], 0.6), ([1e-200, 1e-200], 1.0), ([1.0, 2.0], 1e160), ([1.0, 2.0], 1e-160), ([1e100, 1.0], 1e100)]
+)  # fmt: skip
+def test_sizes_whose_squares_are_no_floats(values, start):
+    with pytest.raises(UsageError, match="another unit"):
+        Quadratic.of_spectrum(values, np.full(len(values), start))
+
+
+def test_curvature_too_small_to_be_seen_is_none():
+    values, start = np.array([2.0, 1.0, 1e-310]), np.ones(3)
+    faint, flat = (Quadratic.of_spectrum(v, start) for v in (values, [2.0, 1.0, 0.0]))
+    for share in (0.5, 1e-6):
+        level = at(flat, share)
+        assert faint.paper_bound(level) == pytest.approx(flat.paper_bound(level), rel=1e-14)
+        assert faint.threshold(level) == pytest.approx(flat.threshold(level), rel=1e-14)
+    assert faint.least_on([1, 2]) == pytest.approx(flat.least_on([1, 2]), rel=1e-14)
+
+
 # -- matrix-free ------------------------------------------------------------------------------------------------------
 
 FORMS = ("paper_bound", "threshold", "threshold_isotropic")

@@ -183,9 +183,12 @@ def test_means_errors_and_deviations_are_those_of_the_draws(found):
         inside=np.array([False, False, True]),
     )
     np.testing.assert_array_equal(one.simulated, [4, 5, 0])
-    # deviations -2, 0, 2, 0: sqrt(8 / 3) / 2
-    np.testing.assert_allclose(one.simulated_error, [math.sqrt(8 / 3) / 2, 0, 0])
-    np.testing.assert_allclose(one.deviations, [-1 / (math.sqrt(8 / 3) / 2), -np.inf, 0])
+    # deviations -2, 0, 2, 0: sqrt(8 / 3) / 2, widened by the 97.5% quantile of Student's t of 3 degrees of freedom (tables: 3.182446) over 1.96
+    error = math.sqrt(8 / 3) / 2 * 3.182446 / 1.96
+    np.testing.assert_allclose(one.simulated_error, [error, 0, 0], rtol=1e-6)
+    # without spread half a dimension is 3 of them
+    np.testing.assert_allclose(one.deviations[:2], [-1 / error, -6], rtol=1e-6)
+    assert np.isnan(one.deviations[2])  # inside, but for no certain hit: other starts lie outside
     np.testing.assert_array_equal(one.factors, [2, 2, np.nan])
     # the smallest d at which 10%, 50%, 90% of four have hit: one, two and all of them
     np.testing.assert_array_equal(one.quantiles[:, 0], [2, 4, 6])
@@ -206,13 +209,45 @@ def test_a_start_inside_the_set():
     assert made.table()[1][:5] == ("flat", "2", "0 (inside)", "0.0", "0.0 ± 0.0")
     drawn = well({"power:2": even(spectrum("power:2", 10))}, [1.0, 0.1], isotropic=True, draws=40)
     assert drawn.of("power:2").sharp[0] == 0 < drawn.of("power:2").simulated[0]
-    assert "of the drawn starts that lie outside" in drawn.warnings[0]
-    every = well({"flat": even(np.ones(10))}, [1.5], draws=0)
-    assert every.summary().endswith("every start lies inside, d* is 0.")
+    assert "polar and simulated are of the drawn ones" in drawn.warnings[0]
+    for draws in (0, 4):
+        every = well({"flat": even(np.ones(10))}, [1.5], draws=draws)
+        assert every.summary().endswith("1 level: every start lies inside, d* is 0.")
+
+
+def test_where_only_some_drawn_starts_lie_inside_nothing_is_certified():
+    """The greatest loss at distance R is lambda_1 R^2 / 2, a share lambda_1 / mean(lambda) of the mean: 1 of the flat well, 20 / 1.597 = 12.5 of power:2 in 20 dimensions."""
+    wells = {name: even(spectrum(name, 20)) for name in ("flat", "power:2")}
+    made = well(wells, [13.0, 12.0, 2.0, 1.0], isotropic=True, draws=6)
+    flat, steep = made.of("flat"), made.of("power:2")
+    assert flat.best("hit").tolist() == [0, 0, 0, 0]
+    # level 1 is the boundary, on which drawn starts lie but for rounding
+    assert flat.thresholds.max() == 0 == np.abs(flat.polar).max()
+    np.testing.assert_array_equal(steep.best("hit"), [0, np.nan, np.nan, np.nan])
+    assert np.isnan(steep.best("miss")).all()
+    assert steep.mixed.tolist() == [False, True, True, True] and not flat.mixed.any()
+    np.testing.assert_array_equal(np.isnan(steep.deviations), steep.mixed)
+    rows = [row for row in made.table() if row[0] == "power:2"]
+    assert [row[2] for row in rows] == ["0 (inside)"] + 3 * ["0 (mean start)"]
+    assert [row[9] for row in rows] == ["≥ 0"] + 3 * ["none"]
+    assert "standard errors" not in made.summary() and "closed forms say nothing" in made.summary()
+    assert not any("believe" in note for note in made.warnings)
+
+
+def test_a_simulation_without_spread_raises_no_alarm():
+    """All of 4 subspaces hit first at D = 7 where the sharp form says 6.8: a whole number cannot come nearer."""
+    made = well({"flat": even(np.ones(7))}, [0.03, 0.003], isotropic=True, draws=4)
+    one = made.of("flat")
+    assert one.simulated.tolist() == [7, 7] and (one.sharp < 7).all()
+    assert (np.abs(one.deviations) < 3).all() and not made.warnings
 
 
 def test_one_dimension_is_met_by_the_line():
-    one = well({"flat": even(np.ones(1))}, [0.25, 0.01], draws=4, polar_draws=400).of("flat")
+    made = well({"flat": even(np.ones(1))}, [0.25, 0.01], draws=4, polar_draws=400)
+    assert "in 1 dimension, 2 levels" in made.summary() and made.summary().endswith("d* is 1/2.")
+    assert len(made.warnings) == 1 and "the threshold is 1 and d* is 1/2" in made.warnings[0]
+    assert made.panels() == ("threshold", "map flat")  # least losses are 0 but for one
+    one = made.of("flat")
     assert one.simulated.tolist() == [1, 1]
     # the cone is a half-line: E min(g, 0)^2 = 1/2 and its variance 3/2 - 1/4
     assert (np.abs(one.polar - 0.5) <= 4 * math.sqrt(1.25 / 400)).all()
@@ -267,13 +302,16 @@ def looks(found) -> dict[str, Well]:
         "no draws": well({"power:1": even(spectrum("power:1", 6000))}, [0.3, 0.001], draws=0, polar_draws=2),
         "seven": well(small, [0.5, 0.05], draws=4),
         "inside": well({"flat": even(np.ones(10))}, [1.5, 1.0], draws=3),
+        "mixed": well({"power:2": even(spectrum("power:2", 20))}, [2.0, 1.0], isotropic=True, draws=40),
         "one dimension": well({"flat": even(np.ones(1))}, [0.25], draws=3),
         "negative": well({"own": even(np.array([2.0, 1.0, -0.5]), negative="clip")}, [0.25], draws=3),
         "absolute": well({"own": even(np.array([2.0, 1.0, 0.5]))}, [0.25], absolute=True, draws=3),
     }
 
 
-@pytest.mark.parametrize("name", ["many", "no draws", "seven", "inside", "one dimension", "negative", "absolute"])
+@pytest.mark.parametrize(
+    "name", ["many", "no draws", "seven", "inside", "mixed", "one dimension", "negative", "absolute"]
+)
 def test_read_back_equal_and_drawn_from_the_file_alone(looks, name):
     made = looks[name]
     back = Result.from_json(made.to_json())
@@ -307,6 +345,30 @@ def test_what_is_left_out_is_said(looks):
     ax = Figure().subplots()
     looks["seven"].plot(ax)
     assert "first 5 of 7" in ax.get_title("left")
+    assert "widened by Student's t" in looks["many"].caption()
+
+
+def labels(made: Well, panel: str) -> tuple[Any, list[str]]:
+    ax = Figure().subplots()
+    made.plot(ax, panel)
+    return ax, [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_pictures_of_levels_above_the_start(looks):
+    inside, mixed = looks["inside"], looks["mixed"]
+    ax, legend = labels(inside, "threshold")
+    assert "levels inside are not drawn" in ax.get_title("left")
+    assert legend == ["flat", "paper bound", "sharp form"]
+    assert "levels" not in labels(inside, "curve flat")[1]
+    # what is drawn has its place, and its mark in the legend
+    ax, legend = labels(mixed, "threshold")
+    assert "not drawn" not in ax.get_title("left") and legend[-2:] == ["polar ± s.e.", "simulated ± s.e."]
+    assert max(ax.get_xlim()) >= 2
+    ax, legend = labels(mixed, "map power:2")
+    assert max(ax.get_ylim()) >= 2
+    assert all(np.max(line.get_ydata()) < 1 for line in ax.get_lines())  # closed forms end at the start's loss
+    ax, legend = labels(mixed, "curve power:2")
+    assert "levels" in legend and max(ax.get_ylim()) >= 2
 
 
 def test_the_pictures_show_the_numbers(found):
@@ -358,8 +420,9 @@ def test_files_of_eigenvalues(tmp_path):
     np.save(tmp_path / "a.npy", values)
     np.savez(tmp_path / "b.npz", anything=values)
     np.savetxt(tmp_path / "c.txt", values)
-    np.save(tmp_path / "d.npy", np.array([[3, 2], [1, 0]], dtype=np.int32))
-    for name in ("a.npy", "b.npz", "c.txt"):
+    np.save(tmp_path / "d.npy", np.array([[3, 2, 1, 0]], dtype=np.int32))
+    np.save(tmp_path / "e.npy", values[:, None])
+    for name in ("a.npy", "b.npz", "c.txt", "e.npy"):
         np.testing.assert_allclose(read_eigenvalues(tmp_path / name), values)
     np.testing.assert_array_equal(read_eigenvalues(tmp_path / "d.npy"), [3, 2, 1, 0])
 
@@ -383,6 +446,12 @@ def test_unreadable_files_are_refused(tmp_path):
     np.save(tmp_path / "text.npy", np.array(["1.0"]))
     np.save(tmp_path / "nan.npy", np.array([1.0, np.nan]))
     np.save(tmp_path / "none.npy", np.empty(0))
+    np.save(tmp_path / "matrix.npy", np.eye(20))
+    np.savez(tmp_path / "matrix.npz", np.eye(20))
+    np.save(tmp_path / "cube.npy", np.ones((2, 1, 3)))
+    (tmp_path / "matrix.txt").write_text("1 0\n0 1\n")
+    (tmp_path / "none.txt").write_text("")
+    (tmp_path / "list.json").write_text("[1, 2]")
     (tmp_path / "words.txt").write_text("one two")
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04")
     (tmp_path / "empty.npy").write_bytes(b"")
@@ -397,11 +466,18 @@ def test_unreadable_files_are_refused(tmp_path):
     for name, says in (
         ("two.npz", "one array"),
         ("nan.npy", "1 are not finite"),
-        ("none.npy", "at least one"),
+        ("none.npy", "got none"),
+        ("none.txt", "got none"),
+        ("matrix.npy", r"matrix \(20, 20\): give its eigenvalues, numpy.linalg.eigvalsh"),
+        ("matrix.npz", r"matrix \(20, 20\)"),
+        ("matrix.txt", r"matrix \(2, 2\)"),
+        ("cube.npy", r"array \(2, 1, 3\)"),
+        ("list.json", "not an answer of `landscape spectrum`"),
         ("other.csv", "must end in"),
         ("lost.npy", "no file"),
     ):
-        with pytest.raises(UsageError, match=says):
+        with warnings.catch_warnings(), pytest.raises(UsageError, match=says):
+            warnings.simplefilter("error")
             read_eigenvalues(tmp_path / name)
 
 
@@ -467,6 +543,25 @@ def test_the_command_takes_eigenvalues_and_knows_them_again(tmp_path, capsys):
     assert "made on other data" in capsys.readouterr().err
 
 
+def test_spectra_that_do_not_fit_are_left_out_unless_they_were_named(tmp_path, capsys):
+    words = ["well", "--dim", "2", "--draws", "0", "--polar-draws", "2", "--out", str(tmp_path / "a")]
+    assert main([*words, "--spectrum", "flat,outliers:10"]) == 2
+    assert "'outliers:10'" in capsys.readouterr().err
+    for _ in range(2):  # measured, and answered again
+        assert main(words) == 0
+        printed = capsys.readouterr()
+        assert printed.out.count("\nflat ") == 3 and "outliers:10" not in printed.out
+        assert "outliers:10 is left out" in printed.err
+
+
+def test_options_from_a_file(tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text("dim: 3\nlevel: 0.5\ndraws: 0\n")
+    assert main(["well", "--config", str(tmp_path / "a.yaml"), "--spectrum", "flat", "--out", str(tmp_path / "a")]) == 0
+    assert "1 quadratic well in 3 dimensions, 1 level:" in capsys.readouterr().out
+    assert main(["well", "--help"]) == 0
+    assert "--config" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -479,6 +574,9 @@ def test_the_command_takes_eigenvalues_and_knows_them_again(tmp_path, capsys):
         (["--dim", "5001"], "--draws 0"),
         (["--draws", "1"], "at least 2 draws"),
         (["--eigenvalues", "lost.npy"], "no file lost.npy"),
+        (["--eigenvalues", "lost.npy", "--dim", "400"], "one of --dim and --eigenvalues"),
+        (["--negative", "error"], "or give --eigenvalues"),
+        (["--radius", "1e-200"], "another unit"),
     ],
 )
 def test_bad_options_leave_no_folder(tmp_path, capsys, words, message):
