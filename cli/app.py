@@ -129,7 +129,9 @@ def _config(arguments: list[str]) -> tuple[list[str], tuple[Any, ...]]:
                 if key not in allowed:
                     raise unknown(f"option in {path}:", key, allowed)
     return rest, tuple(
-        cyclopts.config.Dict(options, source=str(path), use_commands_as_keys=False) for path, options in reversed(found)
+        # under its command: at the top, cyclopts would take an option that bears a command's name (width, spectrum) for that command, and leave it out
+        cyclopts.config.Dict({rest[0]: options} if rest else options, source=str(path))
+        for path, options in reversed(found)
     )
 
 

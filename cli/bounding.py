@@ -69,7 +69,9 @@ def width(
     negative
         What is done with its negative part: clip (free directions), abs, or error.
     """
-    end = _alone(run, "a width is seen from a start and towards the run's end: name the run alone, and the start by --from")
+    end = _alone(
+        run, "a width is seen from a start and towards the run's end: name the run alone, and the start by --from"
+    )
     begun = place(str(end.run.folder), start)
     common = common.resolved()
     found, sweep = None, None
@@ -85,9 +87,13 @@ def width(
         "family": "random" if begun.step == first else f"burn-in@{begun.step}",
     }
     if hessian != "hessian" and negative != "clip":
-        raise UsageError(f"--negative is of --hessian hessian: with {hessian} nothing is negative. Leave one of them out.")
+        raise UsageError(
+            f"--negative is of --hessian hessian: with {hessian} nothing is negative. Leave one of them out."
+        )
     if measured is not None and options.rows is not None:
-        raise UsageError("--measured trained on all rows, and --rows takes some: their levels are of other losses. Leave one of them out.")
+        raise UsageError(
+            "--measured trained on all rows, and --rows takes some: their levels are of other losses. Leave one of them out."
+        )
     levels = sorted(set(_numbers("--loss", loss, float)), reverse=True)
     question = {
         "places": [begun.within(end.run), end.within(end.run)], "states": [begun.checksum, end.checksum], "levels": levels, **chosen,

@@ -337,15 +337,18 @@ class Quadratic:
         return self.radius / np.linalg.norm(direction) * direction
 
 
-def _checked(values: np.ndarray, negative: Negative, rounding: float) -> str:
-    """A note of what the policy does with negative values, empty where there are none below -rounding times the largest in size; UsageError where the policy is `error`, or none."""
+def _checked(values: np.ndarray, negative: Negative, rounding: float, *, whole: bool = True) -> str:
+    """A note of what the policy does with negative values, empty where there are none below -rounding times the largest in size; UsageError where the policy is `error`, or none. whole: the values are all of them, to be counted."""
     if negative not in NEGATIVE:
         raise unknown("policy for negative curvature", negative, NEGATIVE)
     least = values.min(initial=0.0)
     below = np.count_nonzero(values < -rounding * np.abs(values).max(initial=0.0))
     if not below:
         return ""
-    found = f"{below} of {values.size} values of the curvature are negative, {least:.4g} at the least"
+    count = (
+        f"{below} of {values.size} values of the curvature are" if whole else "the curvature that was seen is in part"
+    )
+    found = f"{count} negative, {least:.4g} at the least"
     if negative == "error":
         raise UsageError(f"{found}: a well has none. Say what to do with them: negative 'clip' (set to 0) or 'abs'.")
     return f"{found}: {'set to 0' if negative == 'clip' else 'taken by their size'}"
@@ -530,8 +533,8 @@ class Sketch:
         return Estimate(self.dim * gamma * a.value, self.dim * a.value * a.error / slope.value, self.products)
 
     def least_on(self, dims: Any) -> list[Estimate]:
-        """See `Quadratic.least_on`; one estimate for each of the dimensions (K,)."""
-        return [self._least(float(d)) for d in np.asarray(dims)]
+        """See `Quadratic.least_on`; one estimate for each of the dimensions (K,), or of the one."""
+        return [self._least(float(d)) for d in np.atleast_1d(dims)]
 
     def _least(self, d: float) -> Estimate:
         points, masses = self.density.all()
@@ -593,7 +596,7 @@ def sketch(
             rules[1] = rules[0]
     nodes, weights = rules[0]
     seen = np.concatenate([density.all()[0], nodes])
-    _checked(seen, negative, ROUNDING * torch.finfo(operator.dtype).eps)
+    _checked(seen, negative, ROUNDING * torch.finfo(operator.dtype).eps, whole=False)
     fine, coarse = (Quadratic(_positive(points, negative), radius * np.sqrt(masses), least) for points, masses in rules)
     bent = float(weights @ np.abs(nodes))
     along = float(weights @ np.maximum(-nodes, 0.0)) / bent if bent > 0 else 0.0

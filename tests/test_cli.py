@@ -300,6 +300,17 @@ def test_flags_win_over_files_and_later_files_over_earlier(shell: Shell, spec: s
     assert [options[name] for name in ("steps", "lr", "batch_size", "warmup")] == [8, 0.125, 10, 2]
 
 
+def test_a_file_may_set_an_option_that_bears_the_name_of_a_command(shell: Shell) -> None:
+    Path("a.yaml").write_text("width: 0.25\nsteps: 1\n")
+    Path("b.yaml").write_text("spectrum: flat\ndim: 8\ndraws: 0\n")
+    answer = shell("train", "digits-mlp", "--out", "x", "--config", "a.yaml")
+    assert answer.code == 0, answer.err
+    assert (Run(Path("x")).options["width"], Run(Path("x")).options["steps"]) == (0.25, 1)
+    answer = shell("well", "--out", "y", "--config", "b.yaml")
+    assert answer.code == 0, answer.err
+    assert "1 quadratic well in 8 dimensions" in answer.out
+
+
 # -- checkpoints ------------------------------------------------------------------------------------------------------
 
 

@@ -535,3 +535,13 @@ def test_bad_input_of_a_sketch():
     # what float32 makes of a semi-definite matrix is no negative curvature
     semi = SymmetricOperator.from_dense(torch.from_numpy(planted(np.arange(40.0) // 10)).float())
     assert sketch(semi, s.float(), negative="error").dim == 40
+
+
+def test_one_dimension_may_be_asked_of_a_sketch_and_negative_curvature_is_not_counted_in_it():
+    matrix = torch.diag(torch.tensor([1.0, 2.0, 3.0, -0.5], dtype=torch.float64))
+    start = torch.ones(4, dtype=torch.float64)
+    (least,) = sketch(SymmetricOperator.from_dense(matrix), start, negative="abs").least_on(1)
+    exact = Quadratic.of_matrix(matrix.numpy(), start.numpy(), negative="abs").least_on([1])[0]
+    assert least.value == pytest.approx(exact, rel=1e-8)
+    with pytest.raises(UsageError, match="in part negative"):
+        sketch(SymmetricOperator.from_dense(matrix), start, negative="error")
