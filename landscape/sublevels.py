@@ -81,7 +81,7 @@ class Sight:
     angles: np.ndarray  # (E, L) theta, the least found between g and w - w_0, over all points w met with f <= level
     distances: np.ndarray  # (E, L) |w - w_0| there
     radii: np.ndarray  # (S,) starting distances
-    by_radius: np.ndarray  # (S, E, L) theta from each alone
+    by_radius: np.ndarray  # (S, E, L) theta from each alone; NaN from where it met no set and another did
     plane_dims: np.ndarray  # (L,) k; 0 where there were no planes
     plane_angles: np.ndarray  # (P, L) theta_k of the first P of the draws
     plane_distances: np.ndarray  # (P, L)
@@ -157,7 +157,7 @@ def nearest(
     gaze = _Gaze(f, start, initial, _ladder(initial, wanted[~inside]))
     asked, count = np.isin(gaze.levels, wanted), len(gaze.levels)
     rows = torch.stack([_rows(start, 1, seed, draw) for draw in range(draws)])
-    members = _Members(gaze, rows.repeat(len(begin), 1, 1))
+    members = _Members(gaze, rows.repeat(len(begin), 1, 1), np.tile(np.arange(draws), len(begin)))
     marks, progress = _rays(members, begin, draws, rounds) if count else (np.zeros(0), np.zeros((0, draws, 0)))
     by_radius = members.angles.reshape(len(begin), draws, count)
     best = np.where(np.isnan(by_radius), np.inf, by_radius).argmin(0)  # (E, L) of the radii
@@ -260,7 +260,7 @@ def _planes(
     for place, count in enumerate(dims):
         if not count:
             continue
-        members = _Members(gaze, bases[:, :count])
+        members = _Members(gaze, bases[:, :count], everyone)
         z = members.begin(np.full(draws, distance), torch.stack(within)[:, :count]) if v is None else members.at(v)
         for _ in members.follow(z, place, rounds):
             pass
@@ -286,8 +286,8 @@ class _Gaze:
 class _Members:
     """M searches in lockstep, each of a ray or plane with orthonormal rows `bases` (M, k, D). Coordinates z (M, D + k): x (D,), and s u (k,) in units of a length of its own."""
 
-    def __init__(self, gaze: _Gaze, bases: Tensor) -> None:
-        self.gaze, self.bases = gaze, bases
+    def __init__(self, gaze: _Gaze, bases: Tensor, draws: np.ndarray) -> None:
+        self.gaze, self.bases, self.draws = gaze, bases, draws  # draws (M,): of each member
         count, levels, start = len(bases), len(gaze.levels), gaze.start
         self.place = 0  # of the level that is aimed at
         self.scale = torch.ones(count, dtype=start.dtype, device=start.device)
@@ -296,6 +296,7 @@ class _Members:
         self.distances = np.full((count, levels), np.nan)
         self.losses = np.full(count, np.inf)
         self.failed = np.zeros(count, dtype=bool)
+        self.alive = np.ones(count, dtype=bool)
 
     # -- coordinates ---------------------------------------------------------
 
@@ -381,13 +382,17 @@ class _Members:
     def follow(self, z: Tensor, place: int, rounds: int) -> Iterator[None]:
         """Rounds of the augmented Lagrangian to a level. Each moves the coordinates z (M, D + k), and ends with a pause.
 
-        Who has not met its set goes once more from where it began, at a distance that is held until the multiplier has settled: with a small one, and a start that nearly lies in the set, the way to less is back to the start.
+        Who has not met its set is given up where another of its draw has. Else it goes once more from where it began, at a distance that is held until the multiplier has settled: with a small one, and a start that
+        nearly lies in the set, the way to less is back to the start.
         """
         self.place = place
         self.held[:] = 0
         origin = z.clone()
-        yield from self._rounds(z, np.arange(len(z)), rounds)
-        lost = np.flatnonzero(np.isnan(self.angles[:, place]))
+        yield from self._rounds(z, np.flatnonzero(self.alive), rounds)
+        met = np.isfinite(self.angles[:, place])
+        draws = np.unique(self.draws[met])
+        self.alive &= met | ~np.isin(self.draws, draws)
+        lost = np.flatnonzero(self.alive & ~met)
         if len(lost):
             z[lost], self.held[lost] = origin[lost], 1
             yield from self._rounds(z, lost, rounds)
