@@ -59,7 +59,7 @@ def width(
     measured
         The folder of a sweep of `landscape threshold` on the same task, or its threshold.json: the family random (from init), or burn-in@STEP, is drawn beside the estimates.
     draws
-        Random rays and planes, over which the errors are taken; 8 where nothing is given.
+        Random rays, and half as many planes, over which the errors are taken; 8 where nothing is given.
     radii
         Distances from the start at which searches begin, with commas; by default half and 3 times the norm of the start.
     rounds
