@@ -519,8 +519,7 @@ def exploration(
         raise UsageError(f"a confidence lies between 0 and 1; got {confidence:g}.")
     if start.shape != (f.dim,):
         raise UsageError(f"a start has shape ({f.dim},); got {tuple(start.shape)}.")
-    if f.buffers:  # running statistics are of one point, and the set is of all
-        f = f.with_buffers(f.buffers, norm="batch")
+    f = f.of_all_points()
     start = start.detach().to(f.device, f.dtype)
     here = f(start)
     require_finite(here, "the loss at the start")

@@ -39,6 +39,7 @@ from torch import Tensor
 
 from landscape import functionals
 from landscape.analysis.spectra import FINEST_DECADE, NAMES, asymmetry, curve, decade
+from landscape.analysis.styles import borders
 from landscape.errors import UsageError, unknown
 from landscape.objectives import CURVATURES, Buffers, Curvature, Objective, dtype_name, named_buffers
 from landscape.operators import MISSED, Eigenpairs, SearchSpace, SymmetricOperator, normal
@@ -402,15 +403,15 @@ class Sharpness(Result):
 
         # where not every step is a reference, half of the other rows is not known
         square = self.overlaps[np.isin(self.steps, self.references)]
-        borders = _borders(self.references)
+        edges = borders(self.references)
         ax.set_facecolor("#dddddd")
         ax.patch.set(hatch="////", edgecolor=GREY, linewidth=0)
-        image = ax.pcolormesh(borders, borders, np.ma.masked_invalid(square), vmin=0, vmax=1, cmap=SEQUENTIAL, rasterized=True)  # fmt: skip
+        image = ax.pcolormesh(edges, edges, np.ma.masked_invalid(square), vmin=0, vmax=1, cmap=SEQUENTIAL, rasterized=True)  # fmt: skip
         ax.set_aspect("equal")
         self._mark_steps(ax)
-        ax.set_xlim(borders[0], borders[-1])
+        ax.set_xlim(edges[0], edges[-1])
         ax.set_yticks(ax.get_xticks())
-        ax.set_ylim(borders[-1], borders[0])
+        ax.set_ylim(edges[-1], edges[0])
         ax.set_ylabel("step")
         bar = ax.figure.colorbar(image, ax=ax, pad=0.02)
         bar.set_label("overlap of the top eigenspaces")
@@ -446,14 +447,14 @@ class Sharpness(Result):
         floor = 0.3 / self.dim
         levels = np.where(np.isfinite(shares), np.log10(np.maximum(np.nan_to_num(shares), floor)), np.nan)
         steps = self.steps.astype(float)
-        borders = _borders(steps) if len(steps) > 1 else np.array([steps[0] - 0.5, steps[0] + 0.5])
+        edges = borders(steps)
         half = (self.decades[1] - self.decades[0]) / 2
         sizes = 10 ** np.append(self.decades - half, self.decades[-1] + half)
-        image = ax.pcolormesh(borders, sizes, levels.T, cmap=SEQUENTIAL, rasterized=True)
+        image = ax.pcolormesh(edges, sizes, levels.T, cmap=SEQUENTIAL, rasterized=True)
         ax.set_yscale("log")
         self._mark_steps(ax)
         ax.set_ylabel("|eigenvalue|")
-        ax.set_xlim(borders[0], borders[-1])
+        ax.set_xlim(edges[0], edges[-1])
         bar = ax.figure.colorbar(image, ax=ax, pad=0.02)
         bar.set_label("log₁₀ share of eigenvalues per decade")
         ax.set_title(f"Density of λ {'>' if sign > 0 else '<'} 0", loc="left")
@@ -530,12 +531,6 @@ def _logarithmic(ax: Axes, values: np.ndarray) -> None:
     finite = values[np.isfinite(values)]
     if len(finite) and finite.min() > 0 and finite.max() > 3 * finite.min():
         ax.set_yscale("log")
-
-
-def _borders(steps: np.ndarray) -> np.ndarray:
-    """Cell borders (R + 1,) halfway between neighbouring steps, R at least 2."""
-    middle = (steps[1:] + steps[:-1]) / 2
-    return np.concatenate([[1.5 * steps[0] - 0.5 * steps[1]], middle, [1.5 * steps[-1] - 0.5 * steps[-2]]])
 
 
 # -- the measurement --------------------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from landscape.errors import UsageError, unknown
 from landscape.results import Result
 
@@ -141,3 +143,24 @@ def hatch_missing(ax: Axes, x: Any, y: Any, values: Any) -> int:
                 )
             )
     return len(bad)
+
+
+def heading(ax: Axes, title: str, handles: list[Any] | None = None, *, columns: int = 3, raised: float = 0.0) -> None:
+    """The title, and below it the legend, above the axes, where no data are; `raised` points leave room for an axis on top."""
+    from matplotlib.transforms import ScaledTranslation
+
+    handles = ax.get_legend_handles_labels()[0] if handles is None else handles
+    if handles:
+        above = ax.transAxes + ScaledTranslation(0, raised / 72, ax.figure.dpi_scale_trans)
+        legend = ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), bbox_transform=above, ncols=columns, fontsize=7, borderaxespad=0.2, handlelength=2.2, columnspacing=1.0)  # fmt: skip
+        legend.set_in_layout(False)  # the title's distance leaves the room
+    ax.set_title(title, loc="left", pad=raised + 5 + 12 * math.ceil(len(handles) / columns))
+
+
+def borders(middles: np.ndarray) -> np.ndarray:
+    """Borders halfway between neighbours; a single place has half a unit on both sides."""
+    if len(middles) == 1:
+        return np.array([middles[0] - 0.5, middles[0] + 0.5])
+    inner = (middles[1:] + middles[:-1]) / 2
+    ends = 2 * middles[[0, -1]] - inner[[0, -1]]
+    return np.concatenate([ends[:1], inner, ends[1:]])

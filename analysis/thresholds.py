@@ -32,6 +32,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from landscape import proportions
+from landscape.analysis.styles import borders, heading
 from landscape.errors import UsageError, unknown
 from landscape.proportions import Transition
 from landscape.results import Result
@@ -275,7 +276,7 @@ class Threshold(Result):
         if len(heights) > 1:
             ax.set_xlim(heights[0], heights[-1])
         ax.set_ylabel("d")
-        _head(ax, "Threshold dimension d* (thin, with bands: d50)")
+        heading(ax, "Threshold dimension d* (thin, with bands: d50)")
 
     def _plot_probability(self, ax: Axes) -> None:
         found = self.phase()
@@ -302,7 +303,7 @@ class Threshold(Result):
         ax.set_xlabel("subspace dimension d")
         ax.set_ylim(-0.04, 1.04)
         ax.set_ylabel("success probability P")
-        _head(ax, f"P of {_named(self.criterion, self.level)} (dotted: 1 − δ)")
+        heading(ax, f"P of {_named(self.criterion, self.level)} (dotted: 1 − δ)")
 
     def _fitted(self, found: Phase, place: int, row: int, dims: np.ndarray) -> np.ndarray | None:
         """The fitted P at dimensions; None where d10 or d90 is a bound, so that the curve is not known."""
@@ -339,7 +340,7 @@ class Threshold(Result):
         top.xaxis.set_minor_locator(NullLocator())
         top.set_xlabel("compression D/d", fontsize=8, labelpad=2)
         top.tick_params(labelsize=7)
-        _head(ax, f"Final test {self.measure} over d of D = {self.ambient:,}", raised=28)
+        heading(ax, f"Final test {self.measure} over d of D = {self.ambient:,}", raised=28)
 
     def _ratio(self, dims: Any) -> Any:
         """D/d, and back."""
@@ -353,7 +354,7 @@ class Threshold(Result):
 
         found = self.phase()
         heights = _heights(self.criterion, found.levels)
-        across, upwards = 2 ** _borders(np.log2(self.dims)), _borders(heights)
+        across, upwards = 2 ** borders(np.log2(self.dims)), borders(heights)
         ax.set_facecolor("#dddddd")
         ax.patch.set(hatch="////", edgecolor=GREY, linewidth=0)
         shares = np.ma.masked_invalid(found.probabilities[place])
@@ -388,7 +389,7 @@ class Threshold(Result):
         ax.set_xlabel("subspace dimension d")
         bar = ax.figure.colorbar(image, ax=ax, pad=0.02)
         bar.set_label("success probability P")
-        _head(ax, f"Phase map: {self.families[place]}", [line, dashed, *handles])
+        heading(ax, f"Phase map: {self.families[place]}", [line, dashed, *handles])
 
     def _plot_burn_in(self, ax: Axes) -> None:
         steps = list(self.burn_ins)
@@ -398,12 +399,12 @@ class Threshold(Result):
         ax.set_xticks(steps, [f"{t:,}" for t in steps])
         ax.minorticks_off()
         ax.set_xlabel("steps of burn-in in the whole space")
-        _head(ax, f"d50 (bars) and d* (hollow), by {self.criterion}")
+        heading(ax, f"d50 (bars) and d* (hollow), by {self.criterion}")
 
     def _plot_distance(self, ax: Axes) -> None:
         self._plot_against(ax, self.distances[list(self.burn_ins.values())])
         ax.set_xlabel("distance R to the end of full training")
-        _head(ax, f"d50 (bars) and d* (hollow), by {self.criterion}")
+        heading(ax, f"d50 (bars) and d* (hollow), by {self.criterion}")
 
     def _compared(self) -> np.ndarray:
         """Levels at which the d50 of two burn-ins is known: the marked ones, or else some."""
@@ -577,27 +578,6 @@ def _look(place: int) -> dict[str, Any]:
 def _sparse(values: np.ndarray) -> list[int]:
     """Every fifth of the known places: markers that are told apart."""
     return [int(place) for place in np.flatnonzero(np.isfinite(values))[::5]]
-
-
-def _head(ax: Axes, title: str, handles: list[Any] | None = None, raised: float = 0.0) -> None:
-    """The title, and below it the legend, above the axes, where no data are; `raised` points leave room for an axis on top."""
-    from matplotlib.transforms import ScaledTranslation
-
-    handles = ax.get_legend_handles_labels()[0] if handles is None else handles
-    if handles:
-        above = ax.transAxes + ScaledTranslation(0, raised / 72, ax.figure.dpi_scale_trans)
-        legend = ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), bbox_transform=above, ncols=3, fontsize=7, borderaxespad=0.2, handlelength=2.2, columnspacing=1.0)  # fmt: skip
-        legend.set_in_layout(False)  # the title's distance leaves the room
-    ax.set_title(title, loc="left", pad=raised + 5 + 12 * math.ceil(len(handles) / 3))
-
-
-def _borders(middles: np.ndarray) -> np.ndarray:
-    """Borders halfway between neighbours; a single place has half a unit on both sides."""
-    if len(middles) == 1:
-        return np.array([middles[0] - 0.5, middles[0] + 0.5])
-    inner = (middles[1:] + middles[:-1]) / 2
-    ends = 2 * middles[[0, -1]] - inner[[0, -1]]
-    return np.concatenate([ends[:1], inner, ends[1:]])
 
 
 # -- the measurement --------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ import numpy as np
 
 from landscape import cones
 from landscape.analysis.spectra import Spectrum
-from landscape.analysis.thresholds import _borders, _head
+from landscape.analysis.styles import borders, heading
 from landscape.errors import UnsafeInputError, UsageError, unknown
 from landscape.escapes import certificates
 from landscape.functionals import standard_error
@@ -361,7 +361,7 @@ class Well(Result):
         ax.set_ylabel(f"threshold dimension d* of D = {dim:,}" if same else "threshold dimension d* / D")
         left = f" (first {OVERVIEW} of {len(self.names)})" if len(self.names) > OVERVIEW else ""
         unseen = "" if all(self.of(name).seen.all() for name in shown) else "; levels inside are not drawn"
-        _head(ax, f"Threshold dimension over the level{left}{unseen}", handles)
+        heading(ax, f"Threshold dimension over the level{left}{unseen}", handles)
 
     def figure(self) -> Figure:
         """See Result."""
@@ -401,9 +401,9 @@ def _plot_map(ax: Axes, name: str, one: Estimates) -> None:
 
     from landscape.analysis.styles import SEQUENTIAL, VERMILION
 
-    angles = _borders(np.arcsin(np.sqrt(one.dims / one.dim)))
+    angles = borders(np.arcsin(np.sqrt(one.dims / one.dim)))
     across = one.dim * np.sin(np.clip(angles, 0, np.pi / 2)) ** 2
-    upwards = np.exp(_borders(np.log(one.fine_shares)))
+    upwards = np.exp(borders(np.log(one.fine_shares)))
     image = ax.pcolormesh(across, upwards, one.success, vmin=0, vmax=1, cmap=SEQUENTIAL, rasterized=True)
     edge = [withStroke(linewidth=3, foreground="white")]
     look: dict[str, Any] = {"color": VERMILION, "linestyle": "--", "linewidth": 1.4, "path_effects": edge}
@@ -416,7 +416,7 @@ def _plot_map(ax: Axes, name: str, one: Estimates) -> None:
     ax.set_xlabel(f"subspace dimension d of {one.dim:,}")
     bar = ax.figure.colorbar(image, ax=ax, pad=0.02)
     bar.set_label("success probability P")
-    _head(ax, f"{name}: P of {_count(len(one.thresholds), 'simulated subspace')}", [bound, sharp])
+    heading(ax, f"{name}: P of {_count(len(one.thresholds), 'simulated subspace')}", [bound, sharp])
 
 
 def _plot_curve(ax: Axes, name: str, one: Estimates) -> None:
@@ -439,7 +439,7 @@ def _plot_curve(ax: Axes, name: str, one: Estimates) -> None:
     ax.set_ylim(one.fine_shares[-1], 1.3 * max(one.fine_shares[0], 1.0))
     ax.set_xlabel(f"subspace dimension d of {one.dim:,}")
     ax.set_ylabel("least loss / L(w_0)")
-    _head(ax, f"{name}: least loss in d dimensions")
+    heading(ax, f"{name}: least loss in d dimensions")
 
 
 def _mark_shares(ax: Axes, which: str) -> None:

@@ -38,10 +38,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from scipy.special import ndtr
 
+from landscape.analysis.styles import heading
 from landscape.analysis.thresholds import Phase, Threshold, threshold
 from landscape.errors import LandscapeError, UsageError, unknown
 from landscape.escapes import certificates
 from landscape.functionals import standard_error
+from landscape.objectives import Objective, dtype_name
 from landscape.quadratics import sketch
 from landscape.results import Result
 from landscape.sublevels import Sight, nearest, require_levels
@@ -51,7 +53,6 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
     from torch import Tensor
 
-    from landscape.objectives import Objective
 
 SIDES = {
     "plane": "estimate; upper bound if C is convex",
@@ -365,7 +366,7 @@ class Width(Result):
             _plain(ax.yaxis)
         self._mark_levels(ax)
         ax.set_ylabel(f"dimensions d of D = {self.ambient:,}")
-        _head(ax, f"Threshold dimension d* from {self.place}")
+        heading(ax, f"Threshold dimension d* from {self.place}", columns=2)
 
     def _spans_zero(self) -> bool:
         return any((values[0] == 0).any() for values in self.dims.values())
@@ -463,7 +464,7 @@ class Width(Result):
         ax.set_ylim(-0.04, 1.04)
         ax.set_xlabel("subspace dimension d")
         ax.set_ylabel("success probability P")
-        _head(ax, f"P of train loss {level:g}", handles)
+        heading(ax, f"P of train loss {level:g}", handles, columns=2)
 
     def _plot_map(self, ax: Axes) -> None:
         from matplotlib.patheffects import withStroke
@@ -509,7 +510,7 @@ class Width(Result):
         ax.set_ylim(
             min(frame[1][0], -math.log10(self.levels[0]) - 0.05), max(frame[1][1], -math.log10(self.levels[-1]) + 0.05)
         )
-        _head(ax, f"P measured ({self.family}) and d* by theory", handles)
+        heading(ax, f"P measured ({self.family}) and d* by theory", handles, columns=2)
 
     def _plot_convergence(self, ax: Axes) -> None:
         from landscape.analysis.styles import CYCLE
@@ -532,7 +533,7 @@ class Width(Result):
         _plain(ax.yaxis)
         ax.set_xlabel("gradients spent on a draw")
         ax.set_ylabel("polar estimate of d*")
-        _head(ax, "Convergence, by train loss (bands: the end)")
+        heading(ax, "Convergence, by train loss (bands: the end)", columns=2)
 
     def _mark_levels(self, ax: Axes) -> None:
         """A logarithmic axis of levels, harder ones to the right, with ticks at those asked for."""
@@ -641,23 +642,6 @@ def _plain(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _head(ax: Axes, title: str, handles: list[Any] | None = None) -> None:
-    """The title, and below it the legend, above the axes, where no data are."""
-    handles = ax.get_legend_handles_labels()[0] if handles is None else handles
-    legend = ax.legend(
-        handles=handles,
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=2,
-        fontsize=7,
-        borderaxespad=0.2,
-        handlelength=2.2,
-        columnspacing=1.0,
-    )
-    legend.set_in_layout(False)  # the title's distance leaves the room
-    ax.set_title(title, loc="left", pad=5 + 12 * math.ceil(len(handles) / 2))
-
-
 def _ball_law(dims: np.ndarray, centre: float, ambient: int) -> np.ndarray:
     """P that a random subspace meets a ball of this d*: near normal, with variance 2 d* (D - d*) / D (Amelunxen et al. 2014)."""
     centre = min(max(centre, 1e-9), ambient - 1e-9)
@@ -693,8 +677,7 @@ def width(
 
     Raises UsageError for levels that are none, or all at most the loss of the solution, or a sweep without the family; LandscapeError where a loss is not finite.
     """
-    if f.buffers:  # running statistics are of one point, and the set is of all
-        f = f.with_buffers(f.buffers, norm="batch")
+    f = f.of_all_points()
     wanted = require_levels(levels)
     losses = {"start": float(f(start)), "solution": math.nan if solution is None else float(f(solution))}
     if solution is not None and not math.isfinite(losses["solution"]):
@@ -736,7 +719,7 @@ def width(
         question={},
         provenance={
             "rows": len(f.rows),
-            "dtype": str(f.dtype).removeprefix("torch."),
+            "dtype": dtype_name(f.dtype),
             "device": str(f.device),
             "norm": f.norm,
             "seed": seed,
@@ -913,9 +896,7 @@ def _bounds(ambient: int, inside: np.ndarray, found: Mapping[str, Any]) -> tuple
         usable = found["met"][row] > 0 and not inside[row]
         if not usable:  # inside, every subspace hits; with no point met, nothing is known
             inputs = {"width": 0.0, "statistical_dimension": 0.0}
-        for bound, whole in zip(
-            certificates(ambient, dims, **inputs), certificates(ambient, every, **inputs), strict=True
-        ):
+        for bound in certificates(ambient, every, **inputs):
             entry = made.setdefault(
                 (bound.theorem, bound.proves),
                 {
@@ -928,8 +909,8 @@ def _bounds(ambient: int, inside: np.ndarray, found: Mapping[str, Any]) -> tuple
                 },
             )
             if usable:
-                reach = whole.reaches(CERTAIN)
-                entry["probability"][row] = bound.probability
+                reach = bound.reaches(CERTAIN)
+                entry["probability"][row] = bound.probability[dims - 1]
                 entry["reach"][row] = math.nan if reach is None else reach
     return dims, list(made.values())
 

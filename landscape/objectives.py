@@ -750,6 +750,10 @@ class Objective:
 
     # -- values --------------------------------------------------------------
 
+    def of_all_points(self) -> Objective:
+        """The same function as one of the weights alone, for sets of points: BatchNorm, where there is any, by the statistics of each chunk of rows. Running ones are of one point."""
+        return self.with_buffers(self.buffers, norm="batch") if self.buffers else self
+
     def __call__(self, z: Tensor) -> Tensor:
         """f at one point (d,) or at many (E, d): () or (E,), in float64 where the device has it."""
         return self.value(z).loss
