@@ -1,6 +1,6 @@
 """Barriers: what loss and error do on the straight path between two solutions (linear mode connectivity).
 
-Letters: D parameters, d coordinates (d = D unless restricted), N rows, K points of the path, C channels of a layer.
+Letters: D parameters, d coordinates (d = D unless restricted), N rows, K points of the path, P pairs of ends, C channels of a layer, U distinct rows.
 
     w(a) = (1 - a) start + a end,  E(a) loss or error (1 - accuracy) there,  baseline(a) = (1 - a) E(0) + a E(1)
 
@@ -14,13 +14,17 @@ Letters: D parameters, d coordinates (d = D unless restricted), N rows, K points
 
 All of them come from one curve, and they disagree: a barrier without the name of its definition means nothing.
 
+The rows of a split are a sample of their population, so every curve has a sampling error, the same rows at all of its points. The interval of a barrier
+comes from drawing rows with replacement, all points and both ends together (paired bootstrap). A maximum of noisy numbers lies too high: the draws lie
+above the estimate by about as much as the estimate above the truth. That is the `bias`, and the interval allows for it (`_interval`).
+
 BatchNorm statistics are no parameters, and those of w(a) are not the interpolated ones: averaging variances gives
 (1-a) s^2 + a t^2 where a scaled layer has ((1-a) s + a t)^2. The midpoint of REPAIR's aligned ResNet-20 is 11.7%
 accurate with averaged statistics and 90.3% with recomputed ones.
 
 Sources: Frankle et al. 2020 (over-mean); Entezari et al. 2022 and Paul et al. 2023, definition 2.3 (linear-baseline);
 Ainsworth et al. 2023, git-re-basin (25 points); Garipov et al. 2018 (integral; statistics recomputed at every point);
-Jordan et al. 2023, REPAIR (statistics); Chan, Golub, LeVeque 1979 (combining variances of chunks).
+Jordan et al. 2023, REPAIR (statistics); Chan, Golub, LeVeque 1979 (combining variances of chunks); Efron 1979 (bootstrap).
 """
 
 from __future__ import annotations
@@ -29,20 +33,23 @@ import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
+from statistics import NormalDist
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from landscape.analysis.styles import BLUE, GREY, VERMILION, interactive
+from landscape.analysis.styles import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, interactive
 from landscape.errors import UsageError, unknown
+from landscape.masks import Mask
 from landscape.objectives import Buffers, Network, NormMode, Objective, dtype_name
 from landscape.results import Result
-from landscape.seeds import generator
+from landscape.seeds import child_seed, generator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,12 +70,22 @@ POLICIES = {
     "endpoint": "the start's statistics on the whole path, the end included",
     "batch": "each chunk of rows normalised by its own statistics",
 }
+MASKS = {
+    "none": "the path joins the ends as they are",
+    "start": "the path is pruned by the start's mask",
+    "end": "the path is pruned by the end's mask",
+    "union": "the path is pruned by what either mask keeps",
+    "intersection": "the path is pruned by what both masks keep",
+}
 DEFAULT_POLICY = "recompute"  # what a network of these weights would have; here and at the command line
 UNNEEDED = "none needed"
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NEAR_CHANCE = 0.02  # the stability bound of Frankle et al. 2020: what is smaller than it counts as no barrier
+DRAWS = 1000  # of rows: 25 lie beyond each end of a 95% interval, which so moves by a twentieth of its length from seed to seed
+OUTSIDE = 0.025  # of the draws, on either side of an interval
 
 T = TypeVar("T")
+Policies = str | Sequence[str]
 Numbers = dict[str, float | None]  # None: undefined, because of values that are not finite
 
 
@@ -94,6 +111,21 @@ class Barrier(Result):
     loss: str  # name
     chance: dict[str, float]  # error of always guessing the commonest class, by split; empty without classes
     degenerate: bool  # an end at chance or not finite, or both ends one point: the barrier says nothing
+    uneven: bool = False  # the first curve's end values differ by more than what counts as a barrier
+    intervals: dict[str, Numbers] = dataclasses.field(
+        default_factory=dict
+    )  # of the first curve's linear-baseline barrier, by policy: see Interval
+    others: dict[str, dict[str, np.ndarray]] = dataclasses.field(
+        default_factory=dict
+    )  # by further policy: curves at the same places
+    other_barriers: dict[str, dict[str, Numbers]] = dataclasses.field(
+        default_factory=dict
+    )  # by further policy, curve, definition
+    mask: str = "none"  # a name of `MASKS`
+    density: float | None = None  # of the mask on the path; None where there is none
+    threshold: float | None = None  # that was asked about
+    answer: str | None = None  # is the barrier below the threshold: yes, no or undecided
+    saved: int = 0  # evaluations that the answer made needless
 
     def value(self, split: str | None = None, metric: str | None = None, definition: str = "linear-baseline") -> float:
         """One barrier; NaN where values that are not finite leave it undefined.
@@ -121,14 +153,24 @@ class Barrier(Result):
         place = self.argmax[name]["baseline"]
         at = "" if place is None else f", at a = {place:.2f}" if self.value() > 0 else ", nowhere above it"
         text = (
-            f"{name.replace(' ', '-')} barrier {_amount(self.value(), name)} "
+            f"{name.replace(' ', '-')} barrier {amount(self.value(), name)} "
             f"(linear baseline, {self.grid}+{self.refined} points{at}), ends {_ends(self.curves[name], name)}"
         )
+        if self.threshold is not None:
+            text += f"; below {amount(self.threshold, name)}: {self.answer}"
+            text += f" ({self.saved} evaluations saved)" if self.saved else ""
+        if between := self._between():
+            text += f"; 95% interval {between}"
         split, metric = name.split()
         if metric == "error":
-            text += f"; {split}-loss barrier {_amount(self.value(split, 'loss'), 'loss')}"
+            text += f"; {split}-loss barrier {amount(self.value(split, 'loss'), 'loss')}"
         if self.bn != UNNEEDED:
             text += f"; BatchNorm {self.bn}"
+        for policy, barriers in self.other_barriers.items():
+            text += f", by {policy} {amount(_nan(barriers[name]['linear-baseline']), name)}"
+        if self.mask != "none":
+            text += f"; mask {self.mask}"
+        text += "; UNEVEN ends" if self.uneven else ""
         return text + ("; DEGENERATE, see the warnings" if self.degenerate else "")
 
     def caption(self) -> str:
@@ -137,22 +179,36 @@ class Barrier(Result):
         rows = ", ".join(f"{count:,} {split} rows" for split, count in self.rows.items())
         angle = "" if self.angle is None else f" ({self.angle:.1f} degrees seen from the origin)"
         keys = (key for key in DEFINITIONS if key not in ("linear-baseline", "path-mean", "per-example"))
-        others = ", ".join(f"{key} {_amount(self.value(definition=key), name)}" for key in keys)
+        others = ", ".join(f"{key} {amount(self.value(definition=key), name)}" for key in keys)
         said = [
             f"Straight path w(a) = (1-a) start + a end over {rows}; the ends are {self.distance:.4g} apart{angle}.",
             "Thin grey: the linear baseline between the end values. Arrow: the barrier, the largest excess over it; "
             "a path nowhere above the baseline has barrier 0.",
-            f"{self.grid} evenly spaced points, {self.refined} more around the largest excess.",
+            f"{self.grid} evenly spaced points, {self.refined} more around the largest excess."
+            if self.answer is None or not self.saved
+            else f"{self.grid} points, coarse to fine, and {self.refined} more: the answer was certain then.",
             f"By other definitions, {name}: {others}.",
         ]
+        if between := self._between():
+            said.append(
+                f"95% interval of the barrier: {between}, from {DRAWS:,} draws of the rows, the same at all points; "
+                f"a maximum of noisy values lies too high, here by about {amount(self._noise('bias'), name)}."
+            )
+        if self.threshold is not None:
+            said.append(
+                f"Dotted: the baseline and the threshold of {amount(self.threshold, name)}. Yes and no need the whole interval on one side of it."
+            )
+        if self.mask != "none":
+            said.append(f"Masked: {MASKS[self.mask]} (density {self.density:.3g}).")
         if self.bn != UNNEEDED:
             said.append(f"BatchNorm {self.bn}: {POLICIES[self.bn]}.")
+        said += [f"Thin: BatchNorm {policy}, {POLICIES[policy]}." for policy in self.others]
         example = self.per_example[name]
         share, deviation = example["share_positive"], example["standard_error"]
         if share is not None and deviation is not None:
             said.append(
                 f"At the midpoint {share:.0%} of the {name.split()[0]} rows are worse than the mean of their ends; "
-                f"the standard error of the mean over rows is {_amount(deviation, name)}."
+                f"the standard error of the mean over rows is {amount(deviation, name)}."
             )
         if any(self.masked.values()):
             said.append("Crosses at the foot: points that are not finite, left out.")
@@ -160,7 +216,12 @@ class Barrier(Result):
 
     def table(self) -> list[tuple[str, ...]]:
         """See Result: every curve by every definition."""
-        rows = [(name, *(_amount(value, name) for value in row.values())) for name, row in self.definitions().items()]
+        rows = [(name, *(amount(value, name) for value in row.values())) for name, row in self.definitions().items()]
+        rows += [
+            (f"{name}, BatchNorm {policy}", *(amount(_nan(row[key]), name) for key in DEFINITIONS))
+            for policy, barriers in self.other_barriers.items()
+            for name, row in barriers.items()
+        ]
         return [("curve", *DEFINITIONS), *rows]
 
     def panels(self) -> tuple[str, ...]:
@@ -176,14 +237,24 @@ class Barrier(Result):
         shown = self._shown(panel)
         for name, (colour, dash, marker) in shown.items():
             curve = scale * self.curves[name]
-            amount = _amount(_nan(self.barriers[name]["linear-baseline"]), name)
-            label = f"{name.split()[0]}: ends {_ends(self.curves[name], name)}, barrier {amount}"
+            height = amount(_nan(self.barriers[name]["linear-baseline"]), name)
+            label = f"{name.split()[0]}: ends {_ends(self.curves[name], name)}, barrier {height}"
             ax.plot([0, 1], curve[[0, -1]], color=GREY, linewidth=0.8, zorder=1)
             ax.plot(self.alpha, curve, color=colour, linestyle=dash, marker=marker, markersize=3, label=label, zorder=3)
             missing = self.alpha[~np.isfinite(curve)]
             ax.plot(missing, np.full_like(missing, 0.02), "x", color=colour, transform=ax.get_xaxis_transform())
-        self._mark(ax, next(iter(shown)), scale)
-        heights = scale * np.concatenate([self.curves[name] for name in shown])
+        first = next(iter(shown))
+        self._mark(ax, first, scale)
+        thin = self._thin(first)
+        for policy, (colour, dash) in thin.items():
+            height = amount(_nan(self.other_barriers[policy][first]["linear-baseline"]), first)
+            label = f"{first.split()[0]}, BatchNorm {policy}: barrier {height}"
+            ax.plot(self.alpha, scale * self.others[policy][first], color=colour, linestyle=dash, linewidth=0.9, label=label)  # fmt: skip
+        if self.threshold is not None and first == self._headline():
+            ax.plot([0, 1], scale * (self.curves[first][[0, -1]] + self.threshold), ":", color=GREY, linewidth=1)
+        heights = scale * np.concatenate(
+            [*(self.curves[name] for name in shown), *(self.others[policy][first] for policy in thin)]
+        )
         heights = heights[np.isfinite(heights)]
         if len(heights):
             low, high = heights.min(), heights.max()
@@ -225,6 +296,17 @@ class Barrier(Result):
                     hoverinfo="skip",
                 )
                 figure.add_traces([baseline, path], rows=1, cols=column)
+            first = next(iter(self._shown(panel)))
+            for policy, (colour, dash) in self._thin(first).items():
+                thin = Scatter(
+                    x=self.alpha,
+                    y=scale * self.others[policy][first],
+                    mode="lines",
+                    name=f"{first}, BatchNorm {policy}",
+                    line={"color": colour, "width": 1, "dash": {"-.": "dashdot", ":": "dot"}.get(dash, "longdash")},
+                    hovertemplate=f"BatchNorm {policy} %{{y:.4g}}{unit} at a = %{{x:.4f}}<extra></extra>",
+                )
+                figure.add_trace(thin, row=1, col=column)
         interactive(figure, x="place on the path, a", y=f"loss ({self.loss})")
         if len(panels) > 1:
             figure.update_yaxes(title="error (%)", col=1)
@@ -241,6 +323,21 @@ class Barrier(Result):
         looks = {"test": (BLUE, "-", "o"), "train": (VERMILION, "--", "s")}
         return {name: looks[name.split()[0]] for name in self.curves if name.endswith(panel)}
 
+    def _thin(self, name: str) -> dict[str, tuple[str, str]]:
+        """The further BatchNorm policies that have a curve of this name, each with colour and dash."""
+        looks = ((GREEN, "-."), (PURPLE, (0, (5, 2))), (ORANGE, ":"))
+        return {policy: look for policy, look in zip(self.others, looks, strict=False) if name in self.others[policy]}  # type: ignore[misc]
+
+    def _noise(self, key: str) -> float:
+        """A number of the headline's interval; NaN where there is none."""
+        return _nan(self.intervals.get(self.bn, {}).get(key))
+
+    def _between(self) -> str:
+        """The headline's interval in words; empty where there is none."""
+        low, high = self._noise("low"), self._noise("high")
+        name = self._headline()
+        return "" if math.isnan(low) else f"{amount(low, name)} to {amount(high, name)}"
+
     def _mark(self, ax: Axes, name: str, scale: float) -> None:
         """The barrier of a curve: an arrow from the baseline up to it, its value in the strip above all curves."""
         place = self.argmax[name]["baseline"]
@@ -253,7 +350,7 @@ class Barrier(Result):
         if peak > foot:
             style = {"arrowstyle": "<->", "color": colour, "linewidth": 1, "shrinkA": 0, "shrinkB": 0}
             ax.annotate("", (place, peak), (place, foot), arrowprops=style, zorder=2)
-        text = f"{split} barrier {_amount(self.value(split, metric), name)} (linear baseline)"
+        text = f"{split} barrier {amount(self.value(split, metric), name)} (linear baseline)"
         side = "left" if place < 0.3 else "right" if place > 0.7 else "center"
         ax.text(place, 0.99, text, color=colour, ha=side, va="top", transform=ax.get_xaxis_transform())
 
@@ -271,7 +368,11 @@ def barrier(
     end_buffers: Buffers | None = None,
     points: int = 25,
     refine: int = 8,
-    bn: str = DEFAULT_POLICY,
+    bn: Policies = DEFAULT_POLICY,
+    mask: str = "none",
+    start_mask: Mask | None = None,
+    end_mask: Mask | None = None,
+    threshold: float | None = None,
     chance: float | None = None,
     seed: int = 0,
 ) -> Barrier:
@@ -283,48 +384,80 @@ def barrier(
     points: evenly spaced ones, odd so that 1/2 is among them; 25 as git-re-basin.
     refine: more points, each halving the wider of the two intervals beside the largest excess over the linear baseline,
         the curves taking turns. 8 halve both intervals of each of four curves, for a third of the grid's cost.
-    bn: a name of `POLICIES`. The default, `recompute`, costs a forward pass over all train rows a point, and gives the
+    bn: a name of `POLICIES`, or several: the first is the headline, the others stand beside it, one more curve each.
+        The default, `recompute`, costs a forward pass over all train rows a point, and gives the
         ends statistics of all rows in place of the running ones; `average` leaves the ends as they were trained and
         needs no pass over data, but exaggerates the barrier between independent ends, and warns of it. Models without
         BatchNorm need none, get none, and the result says so.
+    mask: a name of `MASKS`: what prunes the path, its ends with it, by the masks of the ends. The straight path between pruned points stays within the union
+        of their masks, so `none` is right for them; `start` is what the code of Paul et al. 2023 does.
+    threshold: ask only whether the first curve's linear-baseline barrier is below it (in [0, 1] for errors). Points are taken coarse to fine, and no more
+        once one of them is surely above; the refinement is left out where the grid has decided.
     chance: the error of guessing, by which ends are judged; by default 1 - the share of each split's commonest class.
-    seed: of the order in which `recompute` and `batch` cut the rows into chunks (data often lie sorted by class);
-        nothing else is random.
+    seed: of the order in which `recompute` and `batch` cut the rows into chunks (data often lie sorted by class), and of the draws of rows for the
+        interval; nothing else is random.
 
-    Raises UsageError where shapes, buffers, names or counts do not fit.
+    Raises UsageError where shapes, buffers, masks, names or counts do not fit.
     """
     splits = {name: f for name, f in (("test", test), ("train", train)) if f is not None}
     start, end = (point.detach().to(train.device, train.dtype) for point in (start, end))
-    _check(splits, start, end, points, refine, bn, chance)
-    policy = bn if _batch_norms(train) else UNNEEDED
-    if policy in ("recompute", "batch"):
-        splits = {split: _evenly(_shuffled(f, seed)) for split, f in splits.items()}
-    path = _Path(splits, start, end, _fitted(train, start_buffers, "start"), _fitted(train, end_buffers, "end"), policy)
+    policies = _policies(bn, train)
+    _check(splits, start, end, points, refine, chance)
+    if threshold is not None and not 0 < threshold < math.inf:
+        raise UsageError(f"a threshold is a barrier above 0, such as 0.02 for 2 points of error; got {threshold}.")
+    kept = _chosen(mask, start_mask, end_mask)
+    cut: list[str] = []
+    if kept is not None:
+        if train.charts:
+            raise UsageError("masks are of whole parameter vectors: take the objective before it is restricted.")
+        pruned = [kept.apply(point) for point in (start, end)]
+        moved = {name: float((after - before).norm()) for name, after, before in zip(("start", "end"), pruned, (start, end), strict=True)}  # fmt: skip
+        cut = [f"the {name} by {distance:.3g}" for name, distance in moved.items() if distance > 0]
+        start, end = pruned
+    buffers = _fitted(train, start_buffers, "start"), _fitted(train, end_buffers, "end")
+    walks = {policy: _Walk(_Path(_ground(splits, train, policy, seed), start, end, *buffers)) for policy in policies}
+    main = walks[policies[0]]
 
-    rowwise = {a: path.by_row(a) for a in (0.0, 0.5, 1.0)}
-    values = {a: _masked({name: float(rows.mean()) for name, rows in found.items()}) for a, found in rowwise.items()}
-    for i in range(points):
+    def visit(a: float) -> None:
+        for walk in walks.values():
+            walk.visit(a)
+
+    answer = None
+    for i in sorted(
+        range(points), key=lambda i: (Fraction(i, points - 1).denominator, i)
+    ):  # the ends, 1/2, 1/3, 2/3, ...
         a = i / (points - 1)
-        if a not in values:
-            values[a] = path.values(a)
-    guides = list(rowwise[0.0])
-    for turn in range(refine):
-        between = _between(*_curve(values, guides[turn % len(guides)]))
-        if between is not None and between not in values:
-            values[between] = path.values(between)
+        visit(a)
+        if threshold is not None and a not in (0, 1) and main.surely_above(threshold, a, points):
+            answer = "no"
+            break
+    evenly = len(main.values)
+    guides = main.names
+    headline = guides[0]
+    if threshold is not None and answer is None:
+        answer = main.interval(headline, seed).decided(threshold)[0]
+    if answer in (None, "undecided"):
+        for turn in range(refine):
+            between = _between(*_curve(main.values, guides[turn % len(guides)]))
+            if between is not None and between not in main.values:
+                visit(between)
+    noise = {policy: walk.interval(headline, seed) for policy, walk in walks.items()}
+    if answer == "undecided" and threshold is not None:
+        answer = noise[policies[0]].decided(threshold)[0]
 
-    curves = {name: _curve(values, name)[1] for name in guides}
-    alpha = _curve(values, guides[0])[0]
-    measured = {name: _definitions(alpha, curve) for name, curve in curves.items()}
-    examples = {name: _examples(*(rowwise[a][name] for a in (0.0, 0.5, 1.0))) for name in guides}
-    for name in guides:
-        measured[name][0]["per-example"] = examples[name]["mean"]
+    curves, alpha = main.curves()
+    barriers, argmax, examples = main.measured()
     w0, w1 = (train.lift(point).cpu().double() for point in (start, end))
     distance = float((w1 - w0).norm())
     chances = {split: _chance(f) if chance is None else chance for split, f in splits.items() if f.loss.classifies}
     masked = {split: int(np.isnan(curves[f"{split} loss"]).sum()) for split in splits}
     failings = list(_failings(curves, splits, chances, distance))
-    cautions = list(_cautions(curves, splits, policy, start_buffers is None and end_buffers is None))
+    cautions = list(_cautions(curves, splits, policies[0], start_buffers is None and end_buffers is None))
+    if cut:
+        cautions.append(
+            f"The mask ({mask}) moves {' and '.join(cut)}: the path joins the pruned ends, not the given ones."
+        )
+    several = len(splits[headline.split()[0]].rows) > 1  # of one row, such as a function's, there is no sample
     return Barrier(
         question={},
         provenance={
@@ -338,20 +471,187 @@ def barrier(
         warnings=(*failings, *cautions),
         alpha=alpha,
         curves=curves,
-        barriers={name: values for name, (values, _) in measured.items()},
-        argmax={name: places for name, (_, places) in measured.items()},
+        barriers=barriers,
+        argmax=argmax,
         per_example=examples,
         distance=distance,
         angle=_angle(w0, w1),
-        bn=policy,
+        bn=policies[0],
         rows={split: len(f.rows) for split, f in splits.items()},
         masked=masked,
-        grid=points,
-        refined=len(alpha) - points,
+        grid=evenly,
+        refined=len(alpha) - evenly,
         loss=train.loss.name,
         chance=chances,
         degenerate=bool(failings),
+        uneven=_gap(headline, curves[headline]) is not None,
+        intervals={policy: found.numbers() for policy, found in noise.items()} if several else {},
+        others={policy: walks[policy].curves()[0] for policy in policies[1:]},
+        other_barriers={policy: walks[policy].measured()[0] for policy in policies[1:]},
+        mask=mask,
+        density=None if kept is None else kept.density,
+        threshold=threshold,
+        answer=answer,
+        saved=0 if threshold is None else points + refine - len(alpha),
     )
+
+
+# -- many barriers ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class End:
+    """A solution. Make one for each and use it in all its pairs: it is then evaluated once."""
+
+    point: Tensor  # (d,)
+    buffers: Buffers | None = None  # None: the objective's
+    mask: Mask | None = None  # what survives in it; the path is not pruned by it
+
+
+@dataclass(frozen=True, eq=False)
+class Interval:
+    """The linear-baseline barriers of P pairs with what sampling the rows does to them, (P,) each, from a paired bootstrap; NaN where undefined."""
+
+    value: np.ndarray
+    low: np.ndarray  # of 95%; see `_interval`
+    high: np.ndarray
+    error: np.ndarray  # standard error
+    bias: np.ndarray  # by which the draws lie above the value, and the value above the truth
+
+    def decided(self, threshold: float) -> list[str]:
+        """Is each barrier below the threshold: yes, no, or undecided where the interval holds it or is undefined."""
+        return [decide(low, high, threshold) for low, high in zip(self.low, self.high, strict=True)]
+
+    def numbers(self, place: int = 0) -> Numbers:
+        """Of one pair, as a result keeps them."""
+        named = {"low": self.low, "high": self.high, "standard_error": self.error, "bias": self.bias}
+        return {**_numbers({name: float(values[place]) for name, values in named.items()}), "draws": DRAWS}
+
+
+def decide(low: float, high: float, threshold: float) -> str:
+    """Whether what lies between low and high is below the threshold: yes, no or undecided."""
+    return "yes" if high < threshold else "no" if low > threshold else "undecided"
+
+
+@dataclass(frozen=True, eq=False)
+class Hills:
+    """The paths between P pairs of points on one grid."""
+
+    alpha: np.ndarray  # (K,)
+    curves: dict[str, dict[str, np.ndarray]]  # by policy, then curve as in Barrier: (P, K)
+    intervals: dict[str, Interval]  # by policy, of the headline curve
+    distance: np.ndarray  # (P,) |end - start| in parameters
+    angle: np.ndarray  # (P,) degrees between start and end seen from the origin; NaN at the origin
+    angular: (
+        np.ndarray
+    )  # (P,) 2 angle / pi over the weights that both masks keep: 1 where they are orthogonal (Maene et al. 2021)
+    disagreement: (
+        np.ndarray
+    )  # (P,) share of rows of the headline's split on which the ends predict other classes; NaN without classes
+    degenerate: np.ndarray  # (P,) bool: as in Barrier
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """BatchNorm policies, the headline's first."""
+        return tuple(self.curves)
+
+    @property
+    def headline(self) -> str:
+        """The first curve: of test before train, of error before loss."""
+        return next(iter(self.curves[self.policies[0]]))
+
+    def value(
+        self, curve: str | None = None, policy: str | None = None, definition: str = "linear-baseline"
+    ) -> np.ndarray:
+        """The barriers (P,) of a curve (by default the headline) under a policy (by default the first), NaN where undefined.
+
+        Raises UsageError for names that there are not; per-example is `midpoint` here, of which it is the mean.
+        """
+        curves = self.curves[self.policies[0] if policy is None else policy]
+        name = self.headline if curve is None else curve
+        if name not in curves:
+            raise unknown("curve", name, curves)
+        if definition not in DEFINITIONS or definition == "per-example":
+            raise unknown("definition", definition, [key for key in DEFINITIONS if key != "per-example"])
+        return np.array([by_definition(self.alpha, row)[definition] for row in curves[name]])
+
+    def decided(self, threshold: float, policy: str | None = None) -> list[str]:
+        """Is each headline barrier below the threshold: yes, no or undecided, by its interval."""
+        return self.intervals[self.policies[0] if policy is None else policy].decided(threshold)
+
+
+def hills(
+    train: Objective | None,
+    test: Objective | None,
+    pairs: Sequence[tuple[End, End]],
+    *,
+    points: int = 11,
+    bn: Policies = DEFAULT_POLICY,
+    statistics: Objective | None = None,
+    seed: int = 0,
+) -> Hills:
+    """The barriers of many pairs, at the cost of their evaluations; an end in many pairs is evaluated once.
+
+    train, test: curves over the rows of each that is given.
+    points: of the grid, odd; 11 see a barrier as wide as the path to 1% of a parabola's height, and there is no refinement.
+    statistics: over whose rows `recompute` takes BatchNorm's statistics, by default train; a few thousand are enough, and a pass over them costs a point.
+    seed: as in `barrier`, the draws a stream of their own by pair.
+    Raises UsageError where shapes, buffers or names do not fit, and where neither objective, no pair, or for `recompute` no train rows are given.
+    """
+    splits = {name: f for name, f in (("test", test), ("train", train)) if f is not None}
+    if not splits or not pairs:
+        raise UsageError("give at least one of train and test, and at least one pair of ends.")
+    first = next(iter(splits.values()))
+    policies = _policies(bn, first)
+    taken = statistics or train
+    for start, end in pairs:
+        _check(splits, start.point, end.point, points, 0, None)
+    if taken is None and "recompute" in policies:
+        raise UsageError("bn='recompute' takes BatchNorm's statistics on training rows: give train or statistics.")
+    grid = [i / (points - 1) for i in range(points)]
+    ends = {id(end): end for pair in pairs for end in pair}
+    points_of = {key: end.point.detach().to(first.device, first.dtype) for key, end in ends.items()}
+    buffers_of = {key: _fitted(first, end.buffers, "end") for key, end in ends.items()}
+    chances = {split: _chance(f) for split, f in splits.items() if f.loss.classifies}
+    curves: dict[str, dict[str, np.ndarray]] = {}
+    intervals: dict[str, Interval] = {}
+    predicted: dict[int, np.ndarray | None] = {}
+    for policy in policies:
+        ground = _ground(splits, taken, policy, seed)
+        seen = {key: ground.answers(points_of[key], buffers_of[key], predict=True) for key in ends}
+        if not predicted:
+            predicted = {key: next(iter(found.values())).predicted for key, found in seen.items()}
+        found: list[dict[str, np.ndarray]] = []
+        noise: list[Interval] = []
+        for place, (start, end) in enumerate(pairs):
+            one, other = id(start), id(end)
+            walk = _Walk(_Path(ground, points_of[one], points_of[other], buffers_of[one], buffers_of[other]))
+            walk.take(0.0, seen[one])
+            if policy != "endpoint":  # there the end has the start's statistics
+                walk.take(1.0, seen[other])
+            for a in grid:
+                walk.visit(a)
+            found.append(walk.curves()[0])
+            noise.append(walk.interval(walk.names[0], seed, place))
+        curves[policy] = {name: np.stack([one[name] for one in found]) for name in found[0]}
+        intervals[policy] = Interval(*(np.concatenate([getattr(one, field.name) for one in noise]) for field in dataclasses.fields(Interval)))  # fmt: skip
+
+    whole = {key: first.lift(point).cpu().double() for key, point in points_of.items()}
+    distance, angle, angular, disagreement = (np.full(len(pairs), math.nan) for _ in range(4))
+    degenerate = np.zeros(len(pairs), dtype=bool)
+    for place, (start, end) in enumerate(pairs):
+        w0, w1 = whole[id(start)], whole[id(end)]
+        distance[place] = float((w1 - w0).norm())
+        angle[place] = _nan(_angle(w0, w1))
+        for mask in (start.mask, end.mask):
+            w0, w1 = (w0, w1) if mask is None else (mask.apply(w0), mask.apply(w1))
+        angular[place] = _nan(_angle(w0, w1)) / 90
+        answers = predicted[id(start)], predicted[id(end)]
+        if answers[0] is not None and answers[1] is not None:
+            disagreement[place] = (answers[0] != answers[1]).mean()
+        own = {name: values[place] for name, values in curves[policies[0]].items()}
+        degenerate[place] = any(_failings(own, splits, chances, distance[place]))
+    return Hills(np.array(grid), curves, intervals, distance, angle, angular, disagreement, degenerate)
 
 
 def recomputed(f: Objective, z: Tensor) -> Objective:
@@ -390,48 +690,131 @@ def recomputed(f: Objective, z: Tensor) -> Objective:
 
 
 @dataclass(frozen=True, eq=False)
-class _Path:
-    """A segment, with the policy for the buffers on it."""
+class _Answers:
+    """What a pass over a split finds by row, float64; the means over rows are loss and error."""
+
+    loss: np.ndarray  # (N,)
+    error: np.ndarray  # (N,); NaN where the loss does not classify
+    predicted: np.ndarray | None  # (N, ...) classes, where they are asked for
+
+
+def _answers(f: Objective, z: Tensor, predict: bool) -> _Answers:
+    """One pass over f's rows at one point (d,). Rows whose target is not counted have error 0."""
+    w, whole = f.lift(z), dataclasses.replace(f, charts=())  # a chart is climbed once, not for every chunk
+    found: list[tuple[Tensor, ...]] = []
+    classes: list[Tensor] = []
+    with torch.no_grad():
+        for rows in f.rows.chunks(f.chunk):
+            outputs = whole.on(rows).outputs(w)
+            found.append((*f.loss.rows(outputs, rows.targets), *f.loss.correct(outputs, rows.targets)))
+            if predict and f.loss.classifies:
+                classes.append(outputs.argmax(1) if f.loss.threshold is None else outputs > f.loss.threshold)
+    losses, weights, right, counted = (torch.cat(parts).cpu().double().numpy() for parts in zip(*found, strict=True))
+    predicted = torch.cat(classes).cpu().numpy() if classes else None
+    return _Answers(losses / weights.mean(), (counted - right) / counted.mean(), predicted)
+
+
+@dataclass(frozen=True, eq=False)
+class _Ground:
+    """Where paths are evaluated: the rows, and the policy for BatchNorm."""
 
     splits: dict[str, Objective]
+    statistics: Objective | None  # over whose rows `recompute` takes them
+    policy: str
+
+    def answers(self, z: Tensor, buffers: Buffers, predict: bool = False) -> dict[str, _Answers]:
+        """Of every split at a point (d,) with its buffers."""
+        if self.policy == "recompute":
+            assert self.statistics is not None
+            buffers = recomputed(self.statistics.with_buffers(buffers), z).buffers
+        norm: NormMode | None = None if self.policy == UNNEEDED else "batch" if self.policy == "batch" else "eval"
+        return {split: _answers(f.with_buffers(buffers, norm), z, predict) for split, f in self.splits.items()}
+
+
+def _ground(splits: dict[str, Objective], statistics: Objective | None, policy: str, seed: int) -> _Ground:
+    if policy not in ("recompute", "batch"):
+        return _Ground(splits, statistics, policy)
+    mixed = {split: _evenly(_shuffled(f, seed)) for split, f in splits.items()}
+    if statistics is not None:
+        same = next((split for split, f in splits.items() if f is statistics), None)
+        statistics = mixed[same] if same else _evenly(_shuffled(statistics, seed))
+    return _Ground(mixed, statistics, policy)
+
+
+@dataclass(frozen=True, eq=False)
+class _Path:
+    """A segment."""
+
+    ground: _Ground
     start: Tensor  # (d,)
     end: Tensor  # (d,)
     start_buffers: Buffers
     end_buffers: Buffers
-    policy: str
 
-    def at(self, a: float) -> tuple[Tensor, dict[str, Objective]]:
-        """The point w(a), exactly an end at 0 and 1, and the objectives with their buffers there."""
+    def at(self, a: float) -> tuple[Tensor, Buffers]:
+        """The point w(a), exactly an end at 0 and 1, and the buffers there."""
         z = {0.0: self.start, 1.0: self.end}.get(a, torch.lerp(self.start, self.end, a))
         buffers = self.start_buffers
-        if self.policy != "endpoint":
+        if self.ground.policy != "endpoint":
             pairs = ((name, value, self.end_buffers[name]) for name, value in buffers.items())
             buffers = {name: torch.lerp(b0, b1, a) if b0.is_floating_point() else b0 for name, b0, b1 in pairs}
-        if self.policy == "recompute":
-            buffers = recomputed(self.splits["train"].with_buffers(buffers), z).buffers
-        norm: NormMode | None = None if self.policy == UNNEEDED else "batch" if self.policy == "batch" else "eval"
-        return z, {split: f.with_buffers(buffers, norm) for split, f in self.splits.items()}
+        return z, buffers
 
-    def values(self, a: float) -> dict[str, float]:
-        """Every curve at a."""
-        z, objectives = self.at(a)
-        found = {split: f.value(z) for split, f in objectives.items()}
-        return _masked(self._named({split: (float(v.loss), 1 - float(v.accuracy)) for split, v in found.items()}))
 
-    def by_row(self, a: float) -> dict[str, np.ndarray]:
-        """Every curve's values by row (N,) at a."""
-        z, objectives = self.at(a)
-        found = {split: [part.cpu().double().numpy() for part in f.by_row(z)] for split, f in objectives.items()}
-        return self._named({split: (losses, 1 - right) for split, (losses, right) in found.items()})
+class _Walk:
+    """A path and what was found on it so far."""
 
-    def _named(self, found: dict[str, tuple[T, T]]) -> dict[str, T]:
-        """By curve: test before train, error (where the loss classifies) before loss."""
-        named = {}
-        for split, (loss, error) in found.items():
-            if self.splits[split].loss.classifies:
-                named[f"{split} error"] = error
-            named[f"{split} loss"] = loss
-        return named
+    def __init__(self, path: _Path) -> None:
+        self.path = path
+        self.values: dict[float, dict[str, float]] = {}  # by place, then curve
+        self.rows: dict[
+            float, dict[str, np.ndarray]
+        ] = {}  # the same by row (N,): of the first curve, and at 0, 1/2 and 1 of all
+
+    @property
+    def names(self) -> list[str]:
+        """Of the curves: test before train, error (where the loss classifies) before loss."""
+        return list(self.values[0.0])
+
+    def visit(self, a: float) -> None:
+        """Evaluate every curve at a, where that was not done yet."""
+        if a not in self.values:
+            self.take(a, self.path.ground.answers(*self.path.at(a)))
+
+    def take(self, a: float, answers: Mapping[str, _Answers]) -> None:
+        """Take in what was found at a."""
+        found: dict[str, np.ndarray] = {}
+        for split, own in answers.items():
+            if self.path.ground.splits[split].loss.classifies:
+                found[f"{split} error"] = own.error
+            found[f"{split} loss"] = own.loss
+        self.values[a] = _masked({name: float(rows.mean()) for name, rows in found.items()})
+        self.rows[a] = found if a in (0.0, 0.5, 1.0) else dict([next(iter(found.items()))])
+
+    def curves(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Every curve (K,), and the places (K,), ascending."""
+        return {name: _curve(self.values, name)[1] for name in self.names}, np.array(sorted(self.values))
+
+    def measured(self) -> tuple[dict[str, Numbers], dict[str, Numbers], dict[str, Numbers]]:
+        """Of every curve: all definitions, the places of the largest excess and value, the distribution over rows."""
+        found = {name: _definitions(*_curve(self.values, name)) for name in self.names}
+        examples = {name: _examples(*(self.rows[a][name] for a in (0.0, 0.5, 1.0))) for name in found}
+        barriers = {name: {**own, "per-example": examples[name]["mean"]} for name, (own, _) in found.items()}
+        return barriers, {name: places for name, (_, places) in found.items()}, examples
+
+    def surely_above(self, threshold: float, a: float, points: int) -> bool:
+        """Whether the first curve's excess at a alone is above the threshold, at an error rate of OUTSIDE for all `points` looks together (Bonferroni)."""
+        first, last, rows = (self.rows[place][self.names[0]] for place in (0.0, 1.0, a))
+        excess = rows - ((1 - a) * first + a * last)
+        bound = NormalDist().inv_cdf(1 - OUTSIDE / points)
+        return bool(excess.mean() - bound * excess.std() / math.sqrt(len(excess)) > threshold)  # NaN is not
+
+    def interval(self, name: str, seed: int, place: int = 0) -> Interval:
+        """Of the first curve's barrier."""
+        alpha = sorted(self.values)
+        finite = np.array([math.isfinite(self.values[a][name]) for a in alpha])
+        rows = np.stack([self.rows[a][name] for a in alpha])
+        return _interval(np.array(alpha), rows, finite, child_seed(seed, "bootstrap", place))
 
 
 def _masked(values: dict[str, float]) -> dict[str, float]:
@@ -493,6 +876,48 @@ def _definitions(alpha: np.ndarray, curve: np.ndarray) -> tuple[Numbers, Numbers
         "value": float(alpha[np.nanargmax(curve)]) if np.isfinite(curve).any() else math.nan,
     }
     return _numbers(barriers), _numbers(places)
+
+
+def by_definition(alpha: np.ndarray, curve: np.ndarray) -> dict[str, float]:
+    """The barriers of a curve (K,) at the places (K,), 0, 1/2 and 1 among them, by every definition but per-example; NaN where undefined."""
+    return {name: _nan(value) for name, value in _definitions(alpha, curve)[0].items()}
+
+
+def _interval(alpha: np.ndarray, rows: np.ndarray, finite: np.ndarray, seed: int) -> Interval:
+    """The barrier of a curve whose values by row (K, N) at the places (K,) have it as their mean, from the points that are `finite` (K,).
+
+    Rows are drawn with replacement, the same at all points. Rows that are constant along the path have no part in any excess: only how many others are
+    drawn is drawn for them; and rows with equal values along the path are counted together (of errors few differ, and there are N draws of each of DRAWS).
+
+    low = 2 value - q, high = q, q the quantile of the draws above which OUTSIDE of them lie: on the low side it is reflected, since the value lies above
+    the truth as the draws above the value; on the high side that is left in, which errs on the careful side. For a single peak both are the usual interval.
+    """
+    if not (finite[0] and finite[-1]):
+        return Interval(*(np.array([math.nan]) for _ in range(5)))
+    alpha, rows = alpha[finite], rows[finite]
+    active = rows[:, (rows != rows[0]).any(0)]
+    n, m = rows.shape[1], active.shape[1]
+    if np.isin(active, (0.0, 1.0)).all():
+        # a row's path of right and wrong as bytes, of which equal ones are found at once
+        packed = np.ascontiguousarray(np.packbits(active.astype(bool), axis=0).T)
+        _, first, inverse = np.unique(packed.view(f"V{packed.shape[1]}").ravel(), return_index=True, return_inverse=True)  # fmt: skip
+    else:
+        first = inverse = np.arange(m)
+    distinct = active[:, first]
+    excess = distinct - ((1 - alpha)[:, None] * distinct[0] + alpha[:, None] * distinct[-1])
+    excess[[0, -1]] = 0  # exactly
+    value = float((excess @ np.bincount(inverse, minlength=len(first))).max() / n)
+    random = np.random.default_rng(seed)
+    tops = np.empty(DRAWS)
+    block = max(1, 2**22 // max(len(first), 1))  # draws at once: 32 MiB of counts
+    for begin in range(0, DRAWS, block):
+        drawn = random.binomial(n, m / n, size=min(block, DRAWS - begin))
+        counts = np.stack([np.bincount(inverse[random.integers(0, max(m, 1), size)], minlength=len(first)) for size in drawn])  # fmt: skip
+        tops[begin : begin + len(drawn)] = (excess @ counts.T.astype(float)).max(0) / n
+    upper = float(np.quantile(tops, 1 - OUTSIDE))
+    # never below 0 as the barrier itself, nor above the value, which q may be below where hardly a row is active
+    found = (value, min(max(2 * value - upper, 0.0), value), max(upper, value), tops.std(ddof=1), tops.mean() - value)
+    return Interval(*(np.array([number]) for number in found))
 
 
 def _examples(start: np.ndarray, middle: np.ndarray, end: np.ndarray) -> Numbers:
@@ -565,6 +990,13 @@ def _failings(
         yield f"At chance: {'; '.join(guessing)}. Between points that know nothing a small barrier shows nothing."
 
 
+def _gap(name: str, curve: np.ndarray) -> float | None:
+    """How far the end values are apart, where that is much; else None."""
+    gap, larger = float(abs(curve[0] - curve[-1])), float(np.abs(curve[[0, -1]]).max())
+    # errors: definitions differ by gap / 2, here over the stability bound; losses: one is over twice the other
+    return gap if gap > (2 * NEAR_CHANCE if name.endswith("error") else larger / 2) else None
+
+
 def _cautions(
     curves: Mapping[str, np.ndarray], splits: Mapping[str, Objective], policy: str, same_buffers: bool
 ) -> Iterator[str]:
@@ -579,10 +1011,9 @@ def _cautions(
         if losses[[0, -1]].max() >= uniform - NEAR_CHANCE:
             guessing.append(f"{split} loss {_ends(losses, 'loss')}, uniform guessing {uniform:.3g}")
     for name, curve in curves.items():
-        gap, larger = abs(curve[0] - curve[-1]), np.abs(curve[[0, -1]]).max()
-        # errors: definitions differ by gap / 2, here over the stability bound; losses: one is over twice the other
-        if gap > (2 * NEAR_CHANCE if name.endswith("error") else larger / 2):
-            apart.append(f"{name} ({_ends(curve, name)}: {_amount(gap / 2, name)})")
+        gap = _gap(name, curve)
+        if gap is not None:
+            apart.append(f"{name} ({_ends(curve, name)}: {amount(gap / 2, name)})")
     if gaps:
         yield f"Not finite: {', '.join(gaps)}. They are left out: maxima are lower bounds, integrals are undefined."
     if guessing:
@@ -662,8 +1093,35 @@ def _shuffled(f: Objective, seed: int) -> Objective:
 # -- checks and words -------------------------------------------------------------------------------------------------
 
 
+def _policies(bn: Policies, f: Objective) -> tuple[str, ...]:
+    """The policies asked for, checked; one that is none where f has no BatchNorm."""
+    asked = tuple(dict.fromkeys([bn] if isinstance(bn, str) else bn))
+    if not asked:
+        raise UsageError(f"give at least one BatchNorm policy of {', '.join(POLICIES)}.")
+    for policy in asked:
+        if policy not in POLICIES:
+            raise unknown("BatchNorm policy", policy, POLICIES)
+    return asked if _batch_norms(f) else (UNNEEDED,)
+
+
+def _chosen(mask: str, start: Mask | None, end: Mask | None) -> Mask | None:
+    """The mask of that name, of the masks of the ends; None for none."""
+    if mask not in MASKS:
+        raise unknown("mask of the path", mask, MASKS)
+    if mask == "none":
+        return None
+    missing = [name for name, own in (("start", start), ("end", end)) if own is None and mask in (name, "union", "intersection")]  # fmt: skip
+    if missing:
+        raise UsageError(f"mask={mask!r} needs the mask of the {' and of the '.join(missing)}, which has none. Leave mask out: a path needs none.")  # fmt: skip
+    if mask == "start" or end is None:
+        return start
+    if mask == "end" or start is None:
+        return end
+    return start | end if mask == "union" else start & end
+
+
 def _check(
-    splits: Mapping[str, Objective], start: Tensor, end: Tensor, points: int, refine: int, bn: str, chance: float | None
+    splits: Mapping[str, Objective], start: Tensor, end: Tensor, points: int, refine: int, chance: float | None
 ) -> None:
     for split, f in splits.items():
         if not start.shape == end.shape == (f.dim,):
@@ -676,9 +1134,7 @@ def _check(
         raise UsageError(f"points must be odd and at least 3, so that 1/2 is among them; got {points}. Take {nearest}.")
     if refine < 0:
         raise UsageError(f"refine must be at least 0 (0 is none); got {refine}.")
-    if bn not in POLICIES:
-        raise unknown("BatchNorm policy", bn, POLICIES)
-    loss = splits["train"].loss
+    loss = next(iter(splits.values())).loss
     if chance is not None and not (0 < chance <= 1 and loss.classifies):
         raise UsageError(
             f"chance is the error of guessing, in (0, 1], for a loss that classifies; "
@@ -702,7 +1158,7 @@ def _fitted(f: Objective, given: Buffers | None, end: str) -> Buffers:
     return {name: given[name].to(value) for name, value in own.items()}
 
 
-def _amount(value: float, name: str) -> str:
+def amount(value: float, name: str) -> str:
     """A difference in its unit: percentage points for errors."""
     if math.isnan(value):
         return "undefined"

@@ -14,6 +14,9 @@ One-sided. A hit proves that the subspace meets the sublevel set; a miss may be 
 each seed has one threshold, in a bracket, and a larger subspace that missed is counted as the solver's violation. A cell that met a NaN is judged by what it had reached before, so a hit stays a hit;
 nothing is imputed. What was not tried, and is not implied, is left out of P; d* is then a bound if the missing cells could change it.
 
+Tickets. The levels of iterative pruning stand beside the families, one run by itself and without a probability: a level's d is the number of parameters that move, its subspace is axial and goes through the origin, and a solution that reaches
+a goal is a hit there and, masks being nested, in all larger ones. Which parameters move was found by training in more dimensions, and is not counted in d.
+
 The ball of radius r at distance R, whose d50 is D (1 - r^2/R^2), has the transition width d90 - d10 = 2.56 sqrt(2 d (D - d) / D), which stands beside the measured one.
 
 Sources: Larsen, Fort, Becker, Ganguli 2022, "How many degrees of freedom do we need to train deep networks" (definitions 2.1 to 2.3: P, d*, delta = 0.1); Li, Farkhoor, Liu, Yosinski 2018, "Measuring the
@@ -54,6 +57,7 @@ MARKED = 3  # levels of the criterion in the table and in the pictures over burn
 SIGNS = {0: "", 1: "> ", -1: "≤ "}  # of a dimension's bound
 RATIO_SIGNS = {0: "", 1: "< ", -1: "≥ "}  # of D/d there
 SHARES = (0.9, 1.0)  # of the whole space's score: d_int90 and d_int100
+TICKETS = ("name", "level", "dim", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,7 @@ class Threshold(Result):
     intrinsic: np.ndarray  # (2, F) d_int90 and d_int100; NaN without the whole space, or where the score is a loss
     intrinsic_bounds: np.ndarray  # (2, F) as threshold_bounds
     cells: dict[str, np.ndarray]  # columns: everything above is read off them
+    tickets: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # columns TICKETS, a row a level of iterative pruning; empty without  # fmt: skip
 
     # -- numbers ------------------------------------------------------------------------------------------------------
 
@@ -132,6 +137,20 @@ class Threshold(Result):
     def ball_width(self, dim: float) -> float:
         """d90 - d10 of a ball whose d50 is `dim`."""
         return 2 * float(ndtri(0.9)) * math.sqrt(2 * dim * (self.ambient - dim) / self.ambient)
+
+    @property
+    def ladders(self) -> list[str]:
+        """The names of the iterative prunings."""
+        return list(dict.fromkeys(self.tickets["name"].tolist())) if self.tickets else []
+
+    def ticket(self, name: str, column: str, goals: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The fewest parameters (L,) with which a pruning's solution reaches each goal in a column of `TICKETS` (NaN: none does), and the bounds (L,): -1 where its last level still does."""
+        mine = self.tickets["name"] == name
+        dims, reached = self.tickets["dim"][mine], self.tickets[column][mine]
+        goals = np.asarray(goals, dtype=float)
+        hit = reached <= goals[:, None] if column.endswith("loss") else reached >= goals[:, None]
+        found = np.where(hit, dims.astype(float), np.inf).min(1)
+        return np.where(np.isfinite(found), found, np.nan), np.where(found == dims.min(), -1, 0)
 
     @property
     def burn_ins(self) -> dict[int, int]:
@@ -157,6 +176,9 @@ class Threshold(Result):
             d = _bounded(found.thresholds[place, row], found.threshold_bounds[place, row])
             d = f"= {d}" if d[0].isdigit() else d
             parts.append(f"d {d} ({family}; d50 {_estimate(found, 1, place, row)})")
+        for name in self.ladders:
+            (d,), (bound,) = self.ticket(name, CRITERIA[self.criterion], [self.level])
+            parts.append(f"{name} with {_bounded(d, bound)} parameters" if np.isfinite(d) else f"{name} at no level")
         share = f"{100 * (1 - self.delta):g}%"
         return f"{start}{share} of seeds reach {_named(self.criterion, self.level)} from {', '.join(parts)}; {size}."
 
@@ -172,6 +194,11 @@ class Threshold(Result):
             text += f"Subspaces of one seed are nested ({', '.join(own)}), so a hit counts in every larger one. "
         if any((found["trials"] < self.seeds[:, None, None]).any() for found in self.phases.values()):
             text += "Where cells were not tried, and are not implied, P is over the seeds that are known; hatched where none is. "
+        if self.tickets:
+            text += (
+                f"{', '.join(self.ladders)}: levels of iterative pruning, one run each, so no probability; d is the number of parameters that move, in an axial subspace through the origin, and the score that of the level's solution. "
+                "A solution that reaches a level shows that so many are enough; another training might need fewer. Which of them move was learnt in more dimensions, and is not counted. "
+            )
         failed = int(self.failed.sum())
         if failed:
             text += f"{failed} of {int(self.tried.sum())} runs met a NaN: they are judged by what they had reached before, and hatched in the maps. "
@@ -208,6 +235,7 @@ class Threshold(Result):
                             _bounded(self.ambient / d, bound, RATIO_SIGNS) if np.isfinite(d) else "",
                         )
                     )
+            rows += [self._rung(name, CRITERIA[criterion], level, _named(criterion, level)) for level in levels for name in self.ladders]  # fmt: skip
         whole = float(self.whole["test"][1])
         for share, dims, bounds in zip(SHARES, self.intrinsic, self.intrinsic_bounds, strict=True):
             for family, d, bound in zip(self.families, dims, bounds, strict=True):
@@ -215,7 +243,17 @@ class Threshold(Result):
                     level = f"d_int{100 * share:.0f}: median of {share * whole:.4g}"
                     ratio = _bounded(self.ambient / d, bound, RATIO_SIGNS)
                     rows.append((family, level, _bounded(d, bound), *[""] * 6, ratio))
+            if self.measure == "accuracy" and np.isfinite(whole):
+                words = f"d_int{100 * share:.0f}: median of {share * whole:.4g}"
+                rows += [self._rung(name, "test_accuracy", share * whole, words) for name in self.ladders]
         return [head, *rows]
+
+    def _rung(self, name: str, column: str, goal: float, words: str) -> tuple[str, ...]:
+        """The row of an iterative pruning."""
+        (d,), (bound,) = self.ticket(name, column, [goal])
+        if np.isnan(d):
+            return (name, words, "none reached", *[""] * 7)
+        return (name, words, _bounded(d, bound), "one run", *[""] * 5, _bounded(self.ambient / d, bound, RATIO_SIGNS))
 
     def _width(self, found: Phase, place: int, row: int) -> str:
         """d90 - d10; where at most one tried dimension lies between them, only that it is less than the gap around them."""
@@ -271,7 +309,10 @@ class Threshold(Result):
             exact = found.threshold_bounds[place] == 0
             stars = np.where(exact, found.thresholds[place], np.nan)
             ax.plot(heights, stars, drawstyle="steps-mid", label=family, markevery=_sparse(stars), **look)
-        self._mark_dims(ax, "y")
+        for place, name in enumerate(self.ladders):
+            fewest, _ = self.ticket(name, CRITERIA[self.criterion], found.levels)
+            ax.plot(heights, fewest, drawstyle="steps-mid", label=name, markevery=_sparse(fewest), **_ticket_look(place))  # fmt: skip
+        self._mark_dims(ax, "y", tickets=True)
         self._mark_levels(ax, "x", found.levels)
         if len(heights) > 1:
             ax.set_xlim(heights[0], heights[-1])
@@ -323,6 +364,9 @@ class Threshold(Result):
             known = np.isfinite(middle)
             ax.fill_between(self.dims[known], low[known], high[known], color=look["color"], alpha=0.18, linewidth=0)
             ax.plot(self.dims[known], middle[known], label=family, **look)
+        for place, name in enumerate(self.ladders):
+            mine = self.tickets["name"] == name
+            ax.plot(self.tickets["dim"][mine], self.tickets[f"test_{self.measure}"][mine], label=name, **_ticket_look(place))  # fmt: skip
         low, middle, high = self.whole["test"]
         if np.isfinite(middle):
             ax.axhspan(low, high, color="#8a8a8a", alpha=0.25, linewidth=0)
@@ -331,7 +375,7 @@ class Threshold(Result):
                 ax.axhline(SHARES[0] * middle, color="#8a8a8a", linestyle=":", linewidth=1, label="90% of it")
         if self.measure == "loss" and np.nanmax(self.scores["test"][1], initial=0.0) > 0:
             ax.set_yscale("log")
-        self._mark_dims(ax, "x")
+        self._mark_dims(ax, "x", tickets=True)
         ax.set_xlabel("degrees of freedom d")
         ax.set_ylabel(f"test {self.measure} (median, quartiles)")
         top = ax.secondary_xaxis("top", functions=(self._ratio, self._ratio))
@@ -460,6 +504,13 @@ class Threshold(Result):
                     for row, level in enumerate(found.levels)
                 ]
             figure.add_scatter(x=x, y=y, text=text, hoverinfo="text", mode="lines+markers", line=line, name=family)
+        for place, name in enumerate(self.ladders):
+            look = _ticket_look(place)
+            mine = self.tickets["name"] == name
+            x, y = self.tickets["dim"][mine], self.tickets[f"test_{self.measure}"][mine]
+            if found is not None:
+                x, y = found.levels, self.ticket(name, CRITERIA[self.criterion], found.levels)[0]
+            figure.add_scatter(x=x, y=y, mode="lines+markers", line={"color": look["color"], "dash": dashes[look["linestyle"]]}, marker={"symbol": "star"}, name=name)  # fmt: skip
         if found is None:
             figure = interactive(figure, x="degrees of freedom d", y=f"final test {self.measure}")
             figure.update_xaxes(type="log")
@@ -470,13 +521,14 @@ class Threshold(Result):
             figure.update_xaxes(type="log", autorange="reversed")
         return figure
 
-    def _mark_dims(self, ax: Axes, which: str) -> None:
-        """A logarithmic axis of dimensions, with ticks at powers of two or ten."""
+    def _mark_dims(self, ax: Axes, which: str, tickets: bool = False) -> None:
+        """A logarithmic axis of dimensions, of tickets too where asked for, with ticks at powers of two."""
         from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
         axis = ax.xaxis if which == "x" else ax.yaxis
         (ax.set_xscale if which == "x" else ax.set_yscale)("log", base=2)
-        low, high = float(self.dims[0]), float(self.dims[-1])
+        dims = np.concatenate([self.dims, self.tickets["dim"]]) if tickets and self.tickets else self.dims
+        low, high = float(dims.min()), float(dims.max())
         decades = high > 2**9 * low  # more than nine doublings: every fourth
         powers = 4.0 if decades else 2.0
         ticks = [t for t in powers ** np.arange(0, 32) if low / 1.01 <= t <= high * 1.01] or [low]
@@ -575,6 +627,13 @@ def _look(place: int) -> dict[str, Any]:
     }
 
 
+def _ticket_look(place: int) -> dict[str, Any]:
+    """Of the place-th iterative pruning: hollow stars in black and grey, which no family has."""
+    from landscape.analysis.styles import BLACK, GREY
+
+    return {"color": (BLACK, GREY)[place % 2], "linestyle": ("-", "--", "-.", ":")[place % 4], "linewidth": 1.0, "marker": "*", "markersize": 7, "markerfacecolor": "white"}  # fmt: skip
+
+
 def _sparse(values: np.ndarray) -> list[int]:
     """Every fifth of the known places: markers that are told apart."""
     return [int(place) for place in np.flatnonzero(np.isfinite(values))[::5]]
@@ -593,6 +652,7 @@ def threshold(
     losses: Sequence[float] = (),
     accuracies: Sequence[float] = (),
     confidence: float = 0.95,
+    tickets: Mapping[str, Any] | None = None,
     question: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Threshold:
@@ -606,10 +666,12 @@ def threshold(
     criterion: of the summary and the maps; None: the train loss, or the test accuracy where only accuracies are asked for.
     losses, accuracies: levels of interest, beside those chosen from the data: they stand in the table, the first of the criterion in the summary.
     confidence: of all intervals.
+    tickets: columns `TICKETS` of equal length, an entry a level of iterative pruning: its pruning's name, its number, the parameters that move, and what its solution reaches (NaN: unknown).
 
     Raises UsageError where there is no cell of a subspace, or numbers are out of range.
     """
     require_levels(losses, accuracies, delta, confidence)
+    beside = _beside(tickets, ambient) if tickets else {}
     if criterion is None:
         criterion = "test accuracy" if accuracies and not losses else "train loss"
     if criterion not in CRITERIA:
@@ -656,6 +718,7 @@ def threshold(
         intrinsic=intrinsic,
         intrinsic_bounds=bounds,
         cells=grid.columns,
+        tickets=beside,
     )
 
 
@@ -670,6 +733,22 @@ def require_levels(losses: Sequence[float], accuracies: Sequence[float], delta: 
     for level in accuracies:
         if not 0 < level <= 1:
             raise UsageError(f"a level of the accuracy lies above 0, up to 1; got {level}. Give one such as 0.9.")
+
+
+def _beside(tickets: Mapping[str, Any], ambient: int) -> dict[str, np.ndarray]:
+    """The columns of tickets. Raises UsageError where one is missing, or a dimension is out of range."""
+    for name in TICKETS:
+        if name not in tickets:
+            raise UsageError(f"the tickets lack the column {name!r}. Needed: {', '.join(TICKETS)}.")
+    found = {name: np.asarray(tickets[name]) for name in TICKETS}
+    sizes = {column.shape for column in found.values()}
+    if len(sizes) != 1 or len(next(iter(sizes))) != 1 or not len(found["dim"]):
+        raise UsageError(f"the columns of tickets have one entry a level each; got shapes {sorted(sizes)}.")
+    if found["dim"].min() < 1 or found["dim"].max() > ambient:
+        raise UsageError(
+            f"of {ambient:,} parameters 1 to {ambient:,} move; got tickets with {found['dim'].min():,} to {found['dim'].max():,}. Give those of the same network."
+        )
+    return found
 
 
 class _Grid:

@@ -6,6 +6,7 @@ Exit codes: 0 fine, 1 the analysis failed, 2 usage, 3 unsafe or corrupt input re
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import warnings
@@ -16,7 +17,7 @@ from typing import Any
 import cyclopts
 import yaml
 
-from landscape.cli import bounding, looking, making, measuring, reducing
+from landscape.cli import bounding, looking, making, measuring, pruning, reducing
 from landscape.errors import LandscapeError, UsageError, unknown, users_lines
 
 
@@ -47,6 +48,13 @@ for place, (group, commands) in enumerate(
         ),
         "How few dimensions": (reducing.threshold, reducing.dldr),
         "How wide": (bounding.width, bounding.well, bounding.explore),
+        "What a ticket's mask encodes": (
+            pruning.imp,
+            pruning.spawn,
+            pruning.robustness,
+            pruning.limit,
+            pruning.retraining,
+        ),
         "Look": (looking.tasks, looking.show, looking.plot, looking.report, looking.demo),
     }.items()
 ):
@@ -110,7 +118,7 @@ def _command(arguments: Sequence[str]) -> str:
 
 
 def _config(arguments: list[str]) -> tuple[list[str], tuple[Any, ...]]:
-    """Take `--config FILE` (repeatable, the later wins; flags win over all) out of the arguments."""
+    """Take `--config FILE` (repeatable, the later wins; flags win over all) out of the arguments; a `--preset NAME` is a file of options beneath them all."""
     rest: list[str] = []
     found: list[tuple[Path, dict[str, Any]]] = []
     waiting = iter(arguments)
@@ -128,11 +136,25 @@ def _config(arguments: list[str]) -> tuple[list[str], tuple[Any, ...]]:
             for key in options:
                 if key not in allowed:
                     raise unknown(f"option in {path}:", key, allowed)
+    presets = _preset(rest)
     return rest, tuple(
         # under its command: at the top, cyclopts would take an option that bears a command's name (width, spectrum) for that command, and leave it out
         cyclopts.config.Dict({rest[0]: options} if rest else options, source=str(path))
-        for path, options in reversed(found)
+        for path, options in [*reversed(found), *presets]
     )
+
+
+def _preset(arguments: list[str]) -> list[tuple[Path, dict[str, Any]]]:
+    """The options of the preset that is asked for, those that the command has."""
+    named = [after for flag, after in itertools.pairwise(arguments) if flag == "--preset"]
+    named += [argument.removeprefix("--preset=") for argument in arguments if argument.startswith("--preset=")]
+    if not named or arguments[0] not in app:
+        return []
+    from landscape.presets import find
+
+    options = {name.replace("_", "-"): value for name, value in find(named[-1]).options.items()}
+    flags = {name for argument in app[arguments[0]].assemble_argument_collection() for name in argument.names}
+    return [(Path(f"preset {named[-1]}"), {name: value for name, value in options.items() if f"--{name}" in flags})]
 
 
 def _options(path: Path) -> dict[str, Any]:

@@ -51,6 +51,39 @@ class Inside:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class Descending:
+    """How to descend; what is not given is the task's own."""
+
+    steps: Annotated[int | None, WHOLE] = None
+    """Mini-batch updates."""
+    lr: float | None = None
+    """Learning rate at the height of the schedule; of an optimizer other than the task's, 1e-3 (adam; 0.03 with warmup and cosine in a subspace), or 1, a first trial of the whole step (those that search)."""
+    batch_size: Annotated[int | None, WHOLE] = None
+    """Rows a step; 0 is all of them. Of optimizers that search, 1,024."""
+    optimizer: Literal["sgd", "adam", "lbfgs", "bfgs", "newton", "gauss-newton"] | None = None
+    """SGD with momentum, Adam, a quasi-Newton method (lbfgs, bfgs), or with the exact matrix of the subspace (newton, gauss-newton)."""
+    momentum: float | None = None
+    """Of SGD."""
+    weight_decay: float | None = None
+    """Added to the gradient (L2); in a random or principal subspace, where the default is none, to that by its coordinates: it pulls to the subspace's origin."""
+    schedule: Literal["constant", "step", "cosine"] | None = None
+    """How the learning rate goes down."""
+    milestones: Annotated[tuple[float, ...] | None, Parameter(negative="")] = None
+    """Of the step schedule, as fractions of the steps."""
+    gamma: float | None = None
+    """Of the step schedule: the factor at each milestone."""
+    warmup: Annotated[int | None, WHOLE] = None
+    """Steps of linear growth of the learning rate."""
+    clip: float | None = None
+    """Bound on the gradient's norm; 0 is none."""
+    augment: str | None = None
+    """Of images: shift (up to 4 pixels; shift:2 up to 2), flip, or both with a comma."""
+    precision: Literal["full", "bf16"] | None = None
+    """bf16 runs the forward pass in autocast (CUDA)."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class Searching:
     """Of the optimizers that search along a line or solve for a step: lbfgs, bfgs, newton, gauss-newton."""
 
@@ -79,23 +112,12 @@ def train(
     /,
     *,
     out: Path,
-    steps: Annotated[int | None, WHOLE] = None,
-    lr: float | None = None,
-    batch_size: Annotated[int | None, WHOLE] = None,
-    optimizer: Literal["sgd", "adam", "lbfgs", "bfgs", "newton", "gauss-newton"] | None = None,
-    momentum: float | None = None,
-    weight_decay: float | None = None,
-    schedule: Literal["constant", "step", "cosine"] | None = None,
-    milestones: Annotated[tuple[float, ...] | None, Parameter(negative="")] = None,
-    warmup: Annotated[int | None, WHOLE] = None,
-    clip: float | None = None,
-    augment: str | None = None,
-    precision: Literal["full", "bf16"] | None = None,
     download: Annotated[bool, Parameter(negative="")] = False,
     record_every: str = "auto",
     evaluations: Annotated[int, WHOLE] = 20,
     commit_seconds: float = 30.0,
     problem: Problem = Problem(),  # noqa: B008 (frozen)
+    descending: Descending = Descending(),
     inside: Inside = Inside(),
     searching: Searching = Searching(),
     common: Common = Common(),  # noqa: B008 (frozen)
@@ -115,30 +137,6 @@ def train(
         A name from `landscape tasks`, or your own problem as package.module:function or file.py:function, returning model, loss and data.
     out
         The run's folder.
-    steps
-        Mini-batch updates; here and below the default is the task's own.
-    lr
-        Learning rate at the height of the schedule; of an optimizer other than the task's, 1e-3 (adam; 0.03 with warmup and cosine in a subspace), or 1, a first trial of the whole step (those that search).
-    batch_size
-        Rows a step; 0 is all of them. Of optimizers that search, 1,024.
-    optimizer
-        SGD with momentum, Adam, a quasi-Newton method (lbfgs, bfgs), or with the exact matrix of the subspace (newton, gauss-newton).
-    momentum
-        Of SGD.
-    weight_decay
-        Added to the gradient (L2); in a subspace, where the default is none, to that by its coordinates: it pulls to the subspace's origin.
-    schedule
-        How the learning rate goes down.
-    milestones
-        Of the step schedule, as fractions of the steps.
-    warmup
-        Steps of linear growth of the learning rate.
-    clip
-        Bound on the gradient's norm; 0 is none.
-    augment
-        Of images: shift, flip, or both with a comma.
-    precision
-        bf16 runs the forward pass in autocast (CUDA).
     download
         Fetch the data set into --data with torchvision.
     record_every
@@ -157,21 +155,17 @@ def train(
             f"--commit-seconds must be positive and finite, and --evaluations at least 1; got {commit_seconds} and {evaluations}."
         )
     found = problem.task(task, download=download)
-    asked = {
-        "steps": steps, "lr": lr, "batch_size": batch_size, "optimizer": optimizer, "momentum": momentum, "weight_decay": weight_decay,
-        "schedule": schedule, "milestones": milestones, "warmup": warmup, "clip": clip, "augment": augment, "precision": precision,
-        **dataclasses.asdict(searching),
-    }  # fmt: skip
+    asked = {**dataclasses.asdict(descending), **dataclasses.asdict(searching)}
     recipe = recipe_of(found, asked, inside=inside.subspace is not None)
     about = _about(found)
-    if batch_size is None and recipe.batch_size == len(found.data.train):
+    if descending.batch_size is None and recipe.batch_size == len(found.data.train):
         about["notes"] = [
             f"batch size {recipe.batch_size}: all training rows, which are no more than the default batch."
         ]
     every = _every(record_every, recipe.steps)
     options = {
         **problem.record(task), "seed": common.seed, "dtype": common.dtype, "device": device.type,
-        **_fields(recipe), "record_every": every, "evaluations": evaluations, **_given(inside),
+        **_fields(recipe), "record_every": every, "evaluations": evaluations, **given(inside),
     }  # fmt: skip
     run = Run(out)
     within, source = _within(inside, found, run)
@@ -212,10 +206,10 @@ def recipe_of(task: Task, asked: Mapping[str, Any], inside: bool = False) -> Rec
     """
     from landscape.descent import Recipe
 
-    given = {name: value for name, value in asked.items() if value is not None}
-    chosen = str(given.get("optimizer", task.defaults.get("optimizer")))
+    own = {name: value for name, value in asked.items() if value is not None}
+    chosen = str(own.get("optimizer", task.defaults.get("optimizer")))
     for name, optimizers in _TAKEN_BY.items():
-        if name in given and chosen not in optimizers:
+        if name in own and chosen not in optimizers:
             raise UsageError(
                 f"--{name.replace('_', '-')} would do nothing for {chosen}: it is of {', '.join(optimizers)}. Leave it out."
             )
@@ -223,13 +217,13 @@ def recipe_of(task: Task, asked: Mapping[str, Any], inside: bool = False) -> Rec
     if chosen == "adam" and inside:
         # digits-mlp, 600 steps: the mean training loss of random d = 4, 16, 64, 256 (3 seeds) ended at 2.27, 1.99, 1.18, 0.44 with 1e-3 and at 2.28, 1.89, 0.72, 0.013
         # with 0.03, which without warmup threw 1 of 4 lottery trainings off at d = 8 and 16, and with it none. A cosine was as good as a constant rate or better
-        fields |= {"lr": 0.03, "schedule": "cosine", "warmup": int(given.get("steps", fields["steps"])) // 10}
+        fields |= {"lr": 0.03, "schedule": "cosine", "warmup": int(own.get("steps", fields["steps"])) // 10}
     elif chosen != fields.get("optimizer"):
         # Adam: Kingma and Ba 2015, section 2. Those that search try the whole step first, on batches of 1,024 rows as the code of Li et al. 2022: curvature of a
         # small batch misleads them
         searching = {"lr": 1.0, "schedule": "constant", "warmup": 0, "batch_size": min(1024, len(task.data.train))}
         fields |= {"lr": 1e-3} if chosen == "adam" else searching
-    return Recipe(**{**fields, **given})
+    return Recipe(**{**fields, **own})
 
 
 _SECANT, _MATRIX = ("bfgs", "lbfgs"), ("newton", "gauss-newton")
@@ -239,7 +233,7 @@ _TAKEN_BY = {
 }  # fmt: skip
 
 
-def _given(options: object) -> dict[str, Any]:
+def given(options: object) -> dict[str, Any]:
     """The options of a group that were given, so that runs made before the group existed are still found."""
     return {name: value for name, value in dataclasses.asdict(options).items() if value not in (None, False)}  # type: ignore[call-overload]
 
@@ -253,11 +247,11 @@ def _within(inside: Inside, task: Task, run: Run) -> tuple[Within | None, dict[s
     from landscape.descent import Recipe
     from landscape.recordings import Within
 
-    given = [_FLAGS.get(name, "--" + name.replace("_", "-")) for name in _given(inside) if name != "subspace"]
+    flags = [_FLAGS.get(name, "--" + name.replace("_", "-")) for name in given(inside) if name != "subspace"]
     if inside.subspace is None:
-        if given:
+        if flags:
             raise UsageError(
-                f"{', '.join(given)} would do nothing without a subspace. Add --subspace random:64, or leave it out."
+                f"{', '.join(flags)} would do nothing without a subspace. Add --subspace random:64, or leave it out."
             )
         return None, None
     family = families.parse(inside.subspace)
@@ -269,7 +263,7 @@ def _within(inside: Inside, task: Task, run: Run) -> tuple[Within | None, dict[s
         "--centring": family.along,
         "--base": inside.source is not None,
     }
-    for flag in given:
+    for flag in flags:
         if not idle.get(flag, True):
             why = "without --from RUN" if flag == "--base" else f"for {family}"
             raise UsageError(f"{flag} would do nothing {why}. Leave it out.")

@@ -118,6 +118,16 @@ def tell(result: Result, path: Path | None, as_json: bool) -> None:
         print(f"  {path}")
 
 
+def tell_table(result: Result, path: Path | None, as_json: bool) -> None:
+    """Print an answer with its table above the line."""
+    if not as_json:
+        rows = result.table()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            print("  ".join(f"{word:<{width}}" for word, width in zip(row, widths, strict=True)).rstrip())
+    tell(result, path, as_json)
+
+
 def answer(
     run: Run,
     kind: str,

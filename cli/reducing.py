@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
     from landscape.results import Result
     from landscape.sweeps import Progress
     from landscape.tasks import Task
+    from landscape.tickets import Level
 
 # by default the dimensions are the powers of 2 up to this: beyond it a basis of a small network costs more than the network
 LARGEST = 256
+_FINAL = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
 
 
 def threshold(
@@ -47,6 +50,7 @@ def threshold(
     layers: Annotated[bool, Parameter(name="--per-layer", negative="")] = False,
     trajectory_every: Annotated[int, WHOLE] = 5,
     evaluations: Annotated[int, WHOLE] = 20,
+    tickets: str | None = None,
     download: Annotated[bool, Parameter(negative="")] = False,
     problem: Problem = Problem(),  # noqa: B008 (frozen)
     searching: Searching = Searching(),  # noqa: B008 (frozen)
@@ -60,6 +64,7 @@ def threshold(
     Examples:
       landscape threshold digits-mlp --family random,burn-in@64,lottery,dldr --out runs/t
       landscape threshold digits-mlp --dims 8,16,32,64,128 --loss 0.3,0.1 --seeds 20 --out runs/t
+      landscape threshold digits-mlp --family random,lottery --tickets runs/imp --out runs/t
       landscape threshold mnist-conv2 --data ~/data --steps 2345 --adaptive 0.1 --dims 1,2,4,8,16,32,64,128,256,512,1024 --out runs/u
 
     Parameters
@@ -105,6 +110,8 @@ def threshold(
         Steps between the points of which lottery, dldr and transfer take directions.
     evaluations
         How often loss and accuracy are measured on all rows; the best of a cell counts.
+    tickets
+        Runs of `landscape imp` of the same task, with commas: their levels stand on the same axis, by how many parameters move.
     download
         Fetch the data set into --data with torchvision.
     """
@@ -159,6 +166,7 @@ def threshold(
         "confidence": confidence,
     }
     require_levels(**levels)  # type: ignore[arg-type]
+    beside = _tickets(tickets, options, found)
     run = Run(out)
     training = sweeps.sweep(run, found, plan, device=device, dtype=dtype)
     with _begun(run):
@@ -182,10 +190,45 @@ def threshold(
             "dtype": common.dtype, "device": device.type, "within": _fields(within), "whole": _fields(whole), "basis": basis,
             "versions": run.record()["versions"], "made": now(),
         }  # fmt: skip
-        return measure(cells, ambient=sweeps.ambient(cells), nested=basis != "sparse", provenance=provenance, **levels)  # type: ignore[arg-type]
+        columns = {"tickets": _rungs(beside)} if beside else {}
+        return measure(cells, ambient=sweeps.ambient(cells), nested=basis != "sparse", provenance=provenance, **columns, **levels)  # type: ignore[arg-type]
 
     # an adaptive sweep leaves holes that a later one may fill: how many cells there were belongs to the question
-    answer(run, "threshold", {**grid, **levels, "cells": len(cells["seed"])}, compute, common.json, show=_tell)
+    question = {**grid, **levels, "cells": len(cells["seed"])}
+    if beside:  # left out where there are none, so that older answers are found
+        question["tickets"] = {
+            str(one.folder.resolve()): [level.solution.checksum for level in there] for one, there in beside.values()
+        }
+    answer(run, "threshold", question, compute, common.json, show=_tell)
+
+
+def _tickets(text: str | None, options: Mapping[str, Any], task: Task) -> dict[str, tuple[Run, list[Level]]]:
+    """The runs of imp that a text names, by a name for the picture, with their levels. Raises UsageError where one is of another task, network or data."""
+    from landscape.cli.pruning import require_one_task
+    from landscape.tickets import levels
+
+    runs = [Run.open(Path(folder.strip())) for folder in text.split(",")] if text else []
+    found: dict[str, tuple[Run, list[Level]]] = {}
+    for run in runs:
+        there = levels(run)
+        require_one_task("this sweep", options, task.data.fingerprint, run)
+        name = "imp" if len(runs) == 1 else f"imp {run.folder.name}"
+        if name in found:
+            raise UsageError(f"--tickets names two runs called {run.folder.name}: rename one of their folders, or leave it out.")  # fmt: skip
+        found[name] = run, there
+    return found
+
+
+def _rungs(beside: Mapping[str, tuple[Run, list[Level]]]) -> dict[str, list[Any]]:
+    """Levels as columns: what moves, and what the solution reaches."""
+    columns: dict[str, list[Any]] = {name: [] for name in ("name", "level", "dim", *_FINAL)}
+    for name, (_, there) in beside.items():
+        for level in there:
+            row = {"name": name, "level": level.number, "dim": level.mask.size}
+            row |= {key: math.nan if (value := level.final.get(key)) is None else value for key in _FINAL}
+            for key, value in row.items():
+                columns[key].append(value)
+    return columns
 
 
 def dldr(

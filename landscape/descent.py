@@ -23,7 +23,8 @@ import contextlib
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,6 +41,10 @@ from landscape.subspaces import Subspace
 OPTIMIZERS = ("sgd", "adam", *solvers.SOLVERS)
 SCHEDULES = ("constant", "step", "cosine")
 AUGMENTATIONS = ("shift", "flip")
+# of the length of the parameters, that a member of an ensemble holds at once: point, tensors, their gradients, and what is between them, generously
+VECTORS = 16
+FEW = 64  # rows that tell what a pass keeps: enough for what each row takes to outweigh what all share
+SHIFT = 4  # pixels; He et al. 2016, section 4.2: random crop from the image padded by 4
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Recipe:
     warmup: int = 0  # steps of linear growth of the rate from 0
     batch_size: int = 0  # rows a step; 0 is all rows (full batch)
     clip: float = 0.0  # bound on the gradient's norm; 0 is none
-    augment: str = ""  # of image rows: "shift" (up to 4 pixels, zero padded), "flip" (left-right), or both with a comma
+    augment: str = ""  # of image rows: "shift" (up to 4 pixels, zero padded; "shift:2" up to 2), "flip" (left-right), or both with a comma
     precision: Literal["full", "bf16"] = (
         "full"  # bf16: autocast of the forward pass on CUDA; points and moments stay as they are
     )
@@ -130,14 +135,20 @@ class Recipe:
         ):
             if got not in allowed:
                 raise unknown(kind, got, allowed)
-        for name in self.augmentations:
+        for part in filter(None, (part.strip() for part in self.augment.split(","))):
+            name, _, pixels = part.partition(":")
             if name not in AUGMENTATIONS:
                 raise unknown("augmentation", name, AUGMENTATIONS)
+            if (pixels and (name != "shift" or not re.fullmatch("[1-9][0-9]?", pixels))) or part.endswith(":"):
+                raise UsageError(
+                    f"cannot read the augmentation {part!r}. Allowed: flip, shift (by up to {SHIFT} pixels), shift:2 (by up to 2)."
+                )
 
     @property
-    def augmentations(self) -> tuple[str, ...]:
-        """The names in `augment`."""
-        return tuple(name.strip() for name in self.augment.split(",") if name.strip())
+    def augmentations(self) -> dict[str, int]:
+        """The names in `augment`, each with its pixels."""
+        parts = (part.strip().partition(":") for part in self.augment.split(","))
+        return {name: int(pixels or SHIFT) for name, _, pixels in parts if name}
 
     def rate(self, step: int) -> float:
         """The learning rate of the update from state `step` to the next."""
@@ -182,16 +193,23 @@ class Start:
         return Start(state.point, state.step, state.moments, state.buffers, state.scale)
 
 
-def descend(f: Objective, start: Tensor | Start, recipe: Recipe, seed: int | Sequence[int]) -> Iterator[State]:
+def descend(
+    f: Objective,
+    start: Tensor | Start,
+    recipe: Recipe,
+    seed: int | Sequence[int],
+    order: int | Sequence[int] | None = None,
+) -> Iterator[State]:
     """Yield the states 0, 1, ..., recipe.steps of descent on f from `start`, (d,) or (E, d).
 
     seed: names the order of the rows, their augmentation and dropout. One seed gives every member of an ensemble the same batches (fastest); a sequence of E
     seeds gives each member those of its own seed, so that member e is the run that seed e would make alone.
+    order: names the order of the rows alone, where it is not to be that of `seed`; one number, or one a member, as seeds are.
 
     Raises UsageError where shapes, batch size or augmentation do not fit the objective, or a solver's matrices would not fit.
     """
     begin, point, seeds = _begin(f, start, seed)
-    rule = _Rule(f, recipe, seeds, point.shape[:-1], begin.scale)
+    rule = _Rule(f, recipe, seeds, point.shape[:-1], begin.scale, order=_like(seeds, order))
     moments, buffers = begin.moments or rule.fresh(point), rule.buffers(begin.buffers)
     for step in range(begin.step, recipe.steps + 1):
         state = rule.state(step, point, moments, buffers)
@@ -260,6 +278,16 @@ def _begin(f: Objective, start: Tensor | Start, seed: int | Sequence[int]) -> tu
     return dataclasses.replace(begin, scale=scale), point, seeds
 
 
+def _like(seeds: int | list[int], order: int | Sequence[int] | None) -> int | list[int] | None:
+    """The seeds of the order, one or one a member as the seeds are."""
+    if order is None:
+        return None
+    found = int(order) if isinstance(order, numbers.Integral) else [int(one) for one in order]  # type: ignore[union-attr]
+    if isinstance(seeds, int) != isinstance(found, int) or (isinstance(found, list) and len(found) != len(seeds)):  # type: ignore[arg-type]
+        raise UsageError("the order of the rows is named as the seeds are: by one number, or by one a member.")
+    return found
+
+
 def recorded(step: int, last: int, every: int | Literal["log"]) -> bool:
     """Whether a recorder that keeps every k steps, or log-spaced ones (about 20 an octave), keeps this one. The first and the last always are."""
     if every != "log" and every < 1:
@@ -270,6 +298,32 @@ def recorded(step: int, last: int, every: int | Literal["log"]) -> bool:
         # the steps at which floor(20 log2 t) grows: all up to about 29, then evenly on a log axis
         return math.floor(20 * math.log2(step)) > math.floor(20 * math.log2(step - 1)) if step > 1 else True
     return step % every == 0
+
+
+def member_bytes(f: Objective, recipe: Recipe, saved: int, width: int = 0) -> int:
+    """What a member of an ensemble takes: what its mini-batch leaves for the backward pass (`saved_bytes`), as much again in that, its solver in `width` coordinates, and
+    the vectors that flatten, lift and project.
+    """
+    squared = recipe.optimizer in ("bfgs", "newton", "gauss-newton")
+    numbers = 3 * width**2 if squared else 2 * recipe.history * width
+    return 2 * saved + (VECTORS * f.dim + numbers) * f.dtype.itemsize
+
+
+def saved_bytes(f: Objective, size: int) -> int:
+    """What the forward pass of one member over one mini-batch keeps for the backward pass, as a few rows tell."""
+    total = 0
+    few = min(size or len(f.rows), FEW)
+    rows = f.rows.take(slice(0, few))
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal total
+        total += tensor.numel() * tensor.element_size()
+        return tensor
+
+    parts = leaves(f.model, torch.zeros(f.model.layout.dim, dtype=f.dtype, device=f.device))
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        f.loss.mean(f.model.forward(parts, f.buffers, rows.inputs)[0], rows.targets)
+    return total * (size or len(f.rows)) // few
 
 
 class _Rule:
@@ -283,6 +337,7 @@ class _Rule:
         members: Sequence[int],  # () or (E,)
         scale: Tensor | float | None,
         since: int = 0,  # the step at which the moments were fresh
+        order: int | list[int] | None = None,
     ) -> None:
         n = recipe.batch_size or len(f.rows)
         if n > len(f.rows):
@@ -295,7 +350,7 @@ class _Rule:
         self._f, self._recipe, self._members, self._since = f, recipe, tuple(members), since
         assert not isinstance(scale, float)
         self._scale = scale
-        self._order = _Order(len(f.rows), n, seed, f.device)
+        self._order = _Order(len(f.rows), n, seed if order is None else order, f.device)
         self._passes = _Passes(f, recipe, seed)
         self._batch: _Batch | None = None
 
@@ -393,7 +448,7 @@ def _check_augmentations(recipe: Recipe, rows: Rows) -> None:
         )
 
 
-def _augment(images: Tensor, names: tuple[str, ...], seed: int, step: int) -> Tensor:
+def _augment(images: Tensor, names: Mapping[str, int], seed: int, step: int) -> Tensor:
     """Shift and flip each image of (n, c, h, w), on its device, by draws from the stream (seed, "augment", step)."""
     n, _, height, width = images.shape
     source = generator(seed, "augment", step)
@@ -401,7 +456,7 @@ def _augment(images: Tensor, names: tuple[str, ...], seed: int, step: int) -> Te
         flips = (torch.rand(n, generator=source) < 0.5).to(images.device)
         images = torch.where(flips.view(-1, 1, 1, 1), images.flip(-1), images)
     if "shift" in names:
-        pad = 4  # He et al. 2016, section 4.2: random crop from the image padded by 4
+        pad = names["shift"]
         dy, dx = (torch.randint(0, 2 * pad + 1, (n, 1), generator=source).to(images.device) for _ in range(2))
         padded = functional.pad(images, (pad,) * 4)
         ys = dy + torch.arange(height, device=images.device)

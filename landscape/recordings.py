@@ -8,12 +8,13 @@ outlived it are recognised by their step when the descent replays them, bitwise 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import signal
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,12 +30,12 @@ from landscape import checkpoints, families, files, solvers, subspaces, tasks
 from landscape.descent import Recipe, Start, State, descend, recorded, redrawn
 from landscape.errors import LandscapeError, UnsafeInputError, UsageError, unknown
 from landscape.families import Choice, Family, Source
-from landscape.objectives import Objective, flat_buffers, named_buffers
+from landscape.objectives import Buffers, Objective, flat_buffers, named_buffers
 from landscape.runs import Place, Run, now
 from landscape.seeds import child_seed
 from landscape.subspaces import Subspace
 from landscape.tasks import Task
-from landscape.trajectories import Row, TrajectoryWriter
+from landscape.trajectories import Row, Trajectory, TrajectoryWriter
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -89,6 +90,9 @@ def record(
     commit_seconds: float = COMMIT_SECONDS,
     restrict: Callable[[Objective, Tensor], tuple[Objective, Tensor | Start]] | None = None,
     descent: Callable[[Objective, Start, Recipe, int], Iterator[State]] | None = None,
+    noise: int | None = None,
+    order: int | None = None,
+    states: Collection[int] = (),
 ) -> Iterator[Progress]:
     """Descend on the task's training rows, or go on where a stopped run was, and commit into the run's folder; yields after each evaluation.
 
@@ -98,6 +102,8 @@ def record(
     `lambda f, w: (f.restrict(subspaces.random(w, 64, generator(seed, "subspace"))), w.new_zeros(64))`; the same at every call. What is recorded is
     the point among all parameters; only resume.safetensors holds coordinates. descent: what makes the states, by default `descend`.
     See `Within` for both.
+    noise: seed of the order of the rows, augmentation and dropout, where it is not to be `seed`, which then names the initialisation alone; order: of the order alone.
+    states: steps whose whole state is kept (see `state_of`); they are recorded, too.
     Raises LandscapeError when the loss stops being finite; everything up to there is kept.
     """
     f, whole = Objective.of(task.make(seed), task.loss, task.data.train, device=device, dtype=dtype)
@@ -112,8 +118,13 @@ def record(
         measured = int(max(run.metrics().get("step", [-1])))
         writer = TrajectoryWriter(run.trajectory_path, f.model.layout)
         _keep_frozen(run, f)
-        begin = _resumed(run, f, start.scale) or start
-        due = next((step for step in range(begin.step - 1, -1, -1) if recorded(step, recipe.steps, every)), -1)
+        resumed = _resumed(run, f, start.scale)
+        begin = resumed or start
+
+        def is_kept(step: int) -> bool:
+            return recorded(step, recipe.steps, every) or step == start.step or step in states
+
+        due = next((step for step in range(begin.step - 1, start.step - 1, -1) if is_kept(step)), -1)
         if writer.last_step < due:
             raise UnsafeInputError(
                 f"{run.folder} has lost rows: the last on disk is of step {writer.last_step}, and those up to step {due} were committed. "
@@ -129,8 +140,12 @@ def record(
                 files.write_atomic(run.resume_path, _resume_bytes(state))
 
         try:
-            for state in (descent or descend)(f, begin, recipe, seed):
-                full = recorded(state.step, recipe.steps, every) and writer.append(row_of(state, f))
+            seeds = seed if noise is None else noise
+            made = descent(f, begin, recipe, seeds) if descent else descend(f, begin, recipe, seeds, order)
+            for state in made:
+                full = is_kept(state.step) and writer.append(row_of(state, f))
+                if state.step in states:
+                    keep_state(run, state)
                 if state.step % interval == 0 or state.step == recipe.steps:
                     if not math.isfinite(float(state.loss)):
                         raise LandscapeError(
@@ -152,11 +167,11 @@ def record(
                 if not isinstance(error, OSError):
                     commit()
             finally:
-                _ended(run, error)
+                ended(run, error)
             raise
 
 
-def _ended(run: Run, error: BaseException) -> None:
+def ended(run: Run, error: BaseException) -> None:
     """Say in run.json that an error ended the run, where the disk still takes that."""
     with suppress(OSError):
         run.update(state="failed" if isinstance(error, Exception) else "interrupted", ended=now())
@@ -239,10 +254,58 @@ def _checksum(step: int, tensors: Mapping[str, Tensor]) -> int:
 def _resumed(run: Run, f: Objective, scale: Tensor | float | None) -> Start | None:
     if not run.resume_path.exists():
         return None
-    advice = f"Restore {run.resume_path} from a copy, or delete it to descend again from step 0: committed rows stay as they are."
-    step, moved = _unsealed(run.resume_path, f.device, advice)
+    advice = f"Restore {run.resume_path} from a copy, or delete it to descend again from the start: committed rows stay as they are."
+    return dataclasses.replace(_start(run.resume_path, f, advice), scale=scale)
+
+
+def _start(path: Path, f: Objective, advice: str) -> Start:
+    step, moved = _unsealed(path, f.device, advice)
     moments = tuple(moved[f"moment.{i}"] for i in range(sum(name.startswith("moment.") for name in moved)))
-    return Start(moved["point"], step, moments, {name: moved[f"buffer.{name}"] for name in f.buffers}, scale)
+    return Start(moved["point"], step, moments, {name: moved[f"buffer.{name}"] for name in f.buffers})
+
+
+def keep_state(run: Run, state: State) -> None:
+    """Keep a whole state with the run, unless it is there."""
+    path = run.state_path(state.step)
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        files.write_atomic(path, _resume_bytes(state))
+
+
+def state_of(run: Run, step: int, f: Objective) -> Start:
+    """The whole state (coordinates, moments, buffers) that a run was asked to keep at a step.
+
+    Raises UsageError where it was not, UnsafeInputError where the file is damaged.
+    """
+    path = run.state_path(step)
+    if not path.exists():
+        kept = sorted(int(found.stem.removeprefix("step-")) for found in path.parent.glob("step-*.safetensors"))
+        raise UsageError(
+            f"{run.folder} keeps no whole state of step {step}; there are {', '.join(map(str, kept)) or 'none'}. Name one of these."
+        )
+    return _start(path, f, f"Restore {path} from a copy, or train again into another --out.")
+
+
+def taken(f: Objective, where: Place) -> tuple[Tensor, Buffers]:
+    """The point (D,) and the buffers recorded at a place, of f's dtype and on its device; f is the whole objective of the place's task.
+
+    Raises UsageError where the model is not the one recorded.
+    """
+    trajectory = where.run.trajectory()
+    _require_model(f, trajectory, where.run)
+    row = trajectory.row(trajectory.index(where.step))
+    return torch.from_numpy(np.array(row.point)).to(f.device, f.dtype), named_buffers(
+        trajectory.layout, row.buffers, f.buffers
+    )
+
+
+def _require_model(f: Objective, trajectory: Trajectory, run: Run) -> None:
+    if [(e.name, e.shape, e.kind) for e in f.model.layout.entries] != [
+        (e.name, e.shape, e.kind) for e in trajectory.layout.entries
+    ]:
+        raise UsageError(
+            f"the task's model has other tensors than the trajectory of {run.folder}. Was the code changed since?"
+        )
 
 
 def _keep_frozen(run: Run, f: Objective) -> None:
@@ -378,7 +441,7 @@ def import_checkpoints(run: Run, task: Task, paths: Sequence[Path], *, allow_non
             writer.commit()
             run.update(state="finished", ended=now(), notes=notes)
         except BaseException as error:
-            _ended(run, error)
+            ended(run, error)
             raise
     return notes
 
@@ -453,17 +516,10 @@ def site(where: Place, task: Task, *, device: torch.device, dtype: torch.dtype, 
     """
     run = where.run
     module = task.make(int(run.options.get("seed", 0)))
-    trajectory = run.trajectory()
     _restore_frozen(run, module)
     f, _ = Objective.of(module, task.loss, task.data.train, device=device, dtype=dtype)
-    if [(e.name, e.shape, e.kind) for e in f.model.layout.entries] != [
-        (e.name, e.shape, e.kind) for e in trajectory.layout.entries
-    ]:
-        raise UsageError(
-            f"the model of {task.name} has other tensors than the trajectory of {run.folder}. Was the code changed since?"
-        )
-    row = trajectory.row(trajectory.index(where.step))
-    f = f.with_buffers(named_buffers(trajectory.layout, row.buffers, f.buffers))
+    point, buffers = taken(f, where)
+    f = f.with_buffers(buffers)
     test = f.on(task.data.test)
     if limit is not None:
         if limit < 1:
@@ -471,7 +527,7 @@ def site(where: Place, task: Task, *, device: torch.device, dtype: torch.dtype, 
         if limit < len(f.rows):
             drawn = torch.randperm(len(f.rows), generator=torch.Generator().manual_seed(child_seed(0, "rows")))[:limit]
             f = f.on(drawn.sort().values.to(f.device))
-    return Site(where, f, test, torch.from_numpy(np.array(row.point)).to(device, dtype))
+    return Site(where, f, test, point)
 
 
 def _restore_frozen(run: Run, module: nn.Module) -> None:

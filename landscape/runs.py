@@ -7,9 +7,14 @@
       resume.safetensors  what a stopped descent needs to go on
       subspace.safetensors  where the descent was in a subspace: its origin, and directions that come from data
       results/*.json      one an answer
+      states/*.safetensors  the whole state at steps that it was asked to keep: what a branch or a rewinding starts from
+      mask.safetensors    of a pruned network: what survives
+      level-000/, ...     of iterative pruning: the run of each level
+      branches/*/         runs that branch off this one: children, perturbed starts, ablations
       report.html         made by `landscape report`
 
-A place in a run is written `runs/a`, `runs/a@step=500`, `runs/a@init`, `runs/a@last`. This file needs no torch.
+A place in a run is written `runs/a`, `runs/a@step=500`, `runs/a@init`, `runs/a@last`; in a level of iterative pruning `runs/t@level=5`, `runs/t@level=5,step=500`.
+This file needs no torch.
 """
 
 from __future__ import annotations
@@ -72,6 +77,28 @@ class Run:
     def subspace_path(self) -> Path:
         """Origin and directions of the subspace that was descended in, where it was one."""
         return self.folder / "subspace.safetensors"
+
+    def state_path(self, step: int) -> Path:
+        """The whole state at a step that was to be kept."""
+        return self.folder / "states" / f"step-{step:09d}.safetensors"
+
+    @property
+    def mask_path(self) -> Path:
+        """The mask of a pruned network."""
+        return self.folder / "mask.safetensors"
+
+    def level(self, number: int) -> Run:
+        """The run of a level of iterative pruning, which may not exist."""
+        return Run(self.folder / f"level-{number:03d}")
+
+    def levels(self) -> list[int]:
+        """The numbers of the levels that have begun, in order."""
+        found = (re.fullmatch("level-([0-9]{3,9})", path.parent.name) for path in self.folder.glob("level-*/run.json"))
+        return sorted(int(match.group(1)) for match in found if match)
+
+    def branch(self, name: str) -> Run:
+        """The run of a branch, which may not exist."""
+        return Run(self.folder / "branches" / name)
 
     @property
     def results_path(self) -> Path:
@@ -249,6 +276,14 @@ def place(text: str, at: str | None = None) -> Place:
         raise UsageError(f"{text} names a point, and --at {at} names one again. Give one of them.")
     selector = selector or at or "last"
     run = Run.open(Path(folder))
+    first, _, rest = selector.partition(",")
+    if first.startswith("level="):
+        run, selector = _level(run, first.removeprefix("level="), text), rest or "last"
+        folder = str(run.folder)
+    elif not run.trajectory_path.exists() and (levels := run.levels()):
+        raise UsageError(
+            f"{folder} holds the levels {levels[0]} to {levels[-1]} of iterative pruning. Say which: {folder}@level={levels[-1]}, or {folder}@level={levels[-1]},step=500."
+        )
     steps = run.trajectory().steps
     if not len(steps):
         raise UsageError(f"{folder} has no recorded point yet.")
@@ -259,10 +294,23 @@ def place(text: str, at: str | None = None) -> Place:
     name, _, number = selector.partition("=") if "=" in selector else ("step", "", selector)
     if name != "step" or not re.fullmatch(r"-?[0-9]{1,18}", number):
         raise UsageError(
-            f"cannot read the place {selector!r} of {text!r}. Allowed: RUN, RUN@init, RUN@last, RUN@step=500 or RUN@500."
+            f"cannot read the place {selector!r} of {text!r}. Allowed: RUN, RUN@init, RUN@last, RUN@step=500 or RUN@500; of a pruned network RUN@level=5 or RUN@level=5,step=500."
         )
     run.trajectory().index(int(number))
     return Place(run, int(number))
+
+
+def _level(run: Run, number: str, text: str) -> Run:
+    there = run.levels()
+    if not there:
+        raise UsageError(
+            f"{text} names a level, and {run.folder} holds none. Make levels with `landscape imp TASK --out RUN`."
+        )
+    if not number.isdecimal() or int(number) not in there:
+        raise UsageError(
+            f"{run.folder} holds the levels {', '.join(map(str, there))}; got {text!r}. Name one of them: {run.folder}@level={there[-1]}."
+        )
+    return run.level(int(number))
 
 
 def now() -> str:

@@ -133,6 +133,21 @@ def coordinates(origin: Tensor, mask: Tensor) -> Subspace:
     return Subspace(outside, len(places), push, lambda g: g.index_select(-1, places))
 
 
+def axes(masks: Tensor, dtype: torch.dtype) -> Subspace:
+    """The axial subspaces through 0 of an ensemble, a mask (D,) each: masks (E, D) bool. Coordinates are (E, D) themselves; those outside a mask do nothing.
+
+    What starts at 0 outside the mask stays exactly there: its gradient is 0. `coordinates` is faster where all masks are one.
+    """
+    if masks.ndim != 2 or masks.dtype != torch.bool:
+        raise UsageError(f"masks of an ensemble are bool (E, D); got {masks.dtype} {tuple(masks.shape)}.")
+    outside = ~masks
+
+    def keep(v: Tensor) -> Tensor:
+        return v.masked_fill(outside, 0)
+
+    return Subspace(torch.zeros(masks.shape[1], dtype=dtype, device=masks.device), masks.shape[1], keep, keep)
+
+
 def random(
     origin: Tensor,
     dim: int,

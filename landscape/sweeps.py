@@ -36,10 +36,10 @@ from torch import Tensor
 
 from landscape import families, files, proportions, solvers, subspaces
 from landscape.curvature import free_memory
-from landscape.descent import Recipe, Start, State, descend
+from landscape.descent import Recipe, Start, State, descend, member_bytes, saved_bytes
 from landscape.errors import UnsafeInputError, UsageError
 from landscape.families import Choice, Family, layers_of
-from landscape.objectives import Buffers, Objective, Value, leaves, named_buffers
+from landscape.objectives import Buffers, Objective, Value, named_buffers
 from landscape.recordings import row_of
 from landscape.runs import Run, now
 from landscape.tasks import Task
@@ -57,8 +57,6 @@ PILOT = 32
 SECONDS = 60.0
 # recorded points wait for the disk until they take so much: a trajectory whose training is cut off is trained again anyway
 WAITING = 2**29
-# of the length of the parameters, that a member holds at once: point, tensors, their gradients, and what is between them, generously
-VECTORS = 16
 
 
 @dataclass(frozen=True)
@@ -359,26 +357,11 @@ class _Sweep:
         return free_memory(self._f.device) // 3
 
     def _member_bytes(self, recipe: Recipe, width: int = 0) -> int:
-        """What a member takes: what its mini-batch leaves for the backward pass, as much again in that, its solver, and the vectors that flatten, lift and project."""
-        squared = recipe.optimizer in ("bfgs", "newton", "gauss-newton")
-        numbers = 3 * width**2 if squared else 2 * recipe.history * width
-        return 2 * self._saved_bytes + (VECTORS * self._f.dim + numbers) * self._f.dtype.itemsize
+        return member_bytes(self._f, recipe, self._saved_bytes, width)
 
     @functools.cached_property
     def _saved_bytes(self) -> int:
-        """What the forward pass of one member over one mini-batch keeps for the backward pass."""
-        f, size, total = self._f, max(self._plan.whole.batch_size, self._plan.within.batch_size), 0
-        rows = f.rows.take(slice(0, size or len(f.rows)))
-
-        def pack(tensor: Tensor) -> Tensor:
-            nonlocal total
-            total += tensor.numel() * tensor.element_size()
-            return tensor
-
-        parts = leaves(f.model, torch.zeros(f.dim, dtype=f.dtype, device=f.device))
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            f.loss.mean(f.model.forward(parts, f.buffers, rows.inputs)[0], rows.targets)
-        return total
+        return saved_bytes(self._f, max(self._plan.whole.batch_size, self._plan.within.batch_size))
 
     def _is_along(self, cell: Cell) -> bool:
         return self._families[cell.family].name in CENTRING

@@ -1,6 +1,6 @@
 """Named problems: a model factory, data, a loss, and a recipe that trains well out of the box.
 
-    digits-mlp, mnist-conv2, cifar10-resnet20, ...    <data set>-<network>
+    digits-mlp, mnist-mlp-256-128-64, cifar10-resnet20, ...    <data set>-<network>
     package.module:function, path/to/file.py:function  the user's own, a function that returns (model, loss, data)
 
 Letters: N rows, K outputs.
@@ -76,16 +76,17 @@ _BASE: dict[str, object] = {
 # 0.974 with a cosine, on the first 5,000 test rows.
 _IMAGES: dict[str, object] = {"schedule": "cosine"}
 
-# 15,640 steps are 40 epochs of CIFAR-10, a quarter of He et al.'s 64,000, at their rate 0.1 and with the weight decay
+# Of the residual networks and vgg16. 15,640 steps are 40 epochs of CIFAR-10, a quarter of He et al.'s 64,000, at their rate 0.1 and with the weight decay
 # of Zagoruyko & Komodakis 2016. Warmup (Goyal et al. 2017) over the first epoch, for the variants without BatchNorm.
 # Taken from these papers; not tuned here.
-_RESNET20: dict[str, object] = _IMAGES | {"steps": 15_640, "lr": 0.1, "weight_decay": 5e-4, "warmup": 400}
+_DEEP: dict[str, object] = _IMAGES | {"steps": 15_640, "lr": 0.1, "weight_decay": 5e-4, "warmup": 400}
 
 
 def _recipe(dataset: str, network: str, rows: int) -> Mapping[str, object]:
     changes: dict[str, object] = {}
     if dataset in datasets.NEEDS_FOLDER:
-        changes = _RESNET20 | {"augment": _AUGMENTED.get(dataset, "")} if network == "resnet20" else _IMAGES
+        deep = network.startswith(("resnet", "vgg"))
+        changes = _DEEP | {"augment": _AUGMENTED.get(dataset, "")} if deep else _IMAGES
     return _for_rows(_BASE | changes, rows)
 
 
@@ -109,16 +110,24 @@ def is_code(spec: str) -> bool:
     return ":" in spec
 
 
+# rows of the networks that are listed with these alone: the list would else be twice as long
+_HOMES: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("lenet-300-100", "conv4"), (1, 28, 28)),
+    **dict.fromkeys(("resnet56", "resnet18", "resnet50", "vgg16"), (3, 32, 32)),
+}
+
+
 def catalogue() -> list[tuple[str, str]]:
     """Name and description of every built-in task. Loads no data and builds nothing."""
     found = []
     for dataset, what in datasets.DATASETS.items():
         for network, how in networks.NETWORKS.items():
-            # lenet-300-100 is the network of 28x28 images, and a small row or a colour image has the mlp
-            if network == "lenet-300-100" and datasets.ROW_SHAPES.get(dataset) != (1, 28, 28):
+            shape = datasets.ROW_SHAPES.get(dataset, (3, 32, 32))
+            # each where it is at home: any task of two names that fit works
+            if network in _HOMES and shape != _HOMES[network]:
                 continue
             with contextlib.suppress(UsageError):
-                networks.check(network, inputs=datasets.ROW_SHAPES.get(dataset, (3, 32, 32)), outputs=1)
+                networks.check(network, inputs=shape, outputs=1)
                 found.append((f"{dataset}-{network}", f"{what}; {how}"))
     return found
 
@@ -196,7 +205,7 @@ def find(
         "label_noise": str(noise) if noise else None,
     }
     loss = "mse" if loaded.classes is None else "cross-entropy"
-    description = f"{loaded.description}; {networks.NETWORKS[network]}"
+    description = f"{loaded.description}; {networks.describe(network)}"
     return Task(
         spec, description, make, loaded, loss, _recipe(dataset, network, len(loaded.train)), MappingProxyType(options)
     )
@@ -206,12 +215,13 @@ def _parse(spec: str) -> tuple[str, str]:
     for dataset in datasets.DATASETS:
         if spec.startswith(f"{dataset}-"):
             network = spec.removeprefix(f"{dataset}-")
-            if network in networks.NETWORKS:
-                return dataset, network
-            raise unknown(f"network in the task {spec!r}:", network, networks.NETWORKS)
-    for network in networks.NETWORKS:
-        if spec.endswith(f"-{network}"):
-            raise unknown(f"data set in the task {spec!r}:", spec.removesuffix(f"-{network}"), datasets.DATASETS)
+            if not networks.known(network) and not network.startswith("mlp-"):
+                raise unknown(f"network in the task {spec!r}:", network, networks.NETWORKS)
+            networks.describe(network)  # refuses hidden sizes that cannot be read
+            return dataset, network
+    for place in (place for place, letter in enumerate(spec) if letter == "-"):
+        if networks.known(spec[place + 1 :]):
+            raise unknown(f"data set in the task {spec!r}:", spec[:place], datasets.DATASETS)
     near = unknown("task", spec, [name for name, _ in catalogue()])
     raise UsageError(f"{near} Or name a function of your own, package.module:function or path/to/file.py:function.")
 

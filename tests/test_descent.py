@@ -522,7 +522,7 @@ def crops(image):
 
 
 def test_a_shift_is_one_of_the_81_crops_of_the_padded_image():
-    shifted = _augment(IMAGES, ("shift",), 0, 3).numpy()
+    shifted = _augment(IMAGES, {"shift": 4}, 0, 3).numpy()
     places = [np.flatnonzero((crops(image) == got).all((1, 2, 3))) for image, got in zip(IMAGES, shifted, strict=True)]
     assert all(len(place) == 1 for place in places)
     assert len({int(place[0]) for place in places}) > 20  # 40 draws of 81 leave about 32 distinct ones
@@ -533,7 +533,7 @@ def test_all_shifts_are_equally_likely():
     image = torch.arange(1.0, 31.0, dtype=F64).reshape(1, 6, 5)
     windows = crops(image).reshape(81, -1)
     drawn = (
-        torch.cat([_augment(image.expand(810, 1, 6, 5), ("shift",), 0, step) for step in range(10)])
+        torch.cat([_augment(image.expand(810, 1, 6, 5), {"shift": 4}, 0, step) for step in range(10)])
         .reshape(-1, 30)
         .numpy()
     )
@@ -543,7 +543,7 @@ def test_all_shifts_are_equally_likely():
 
 
 def test_a_flip_is_the_mirror_image_or_the_image_each_half_the_time():
-    flipped = _augment(IMAGES, ("flip",), 0, 3)
+    flipped = _augment(IMAGES, {"flip": 4}, 0, 3)
     mirrored = (flipped == IMAGES.flip(-1)).all(3).all(2).all(1)
     plain = (flipped == IMAGES).all(3).all(2).all(1)
     assert (mirrored ^ plain).all()
@@ -551,17 +551,17 @@ def test_a_flip_is_the_mirror_image_or_the_image_each_half_the_time():
 
 
 def test_both_augmentations_are_crops_of_images_or_mirrors():
-    both = _augment(IMAGES, ("shift", "flip"), 0, 3).numpy()
+    both = _augment(IMAGES, {"shift": 4, "flip": 4}, 0, 3).numpy()
     for image, got in zip(IMAGES, both, strict=True):
         assert any((crops(one) == got).all((1, 2, 3)).any() for one in (image, image.flip(-1)))
 
 
 def test_augmentation_follows_seed_and_step():
-    one = _augment(IMAGES, ("shift", "flip"), 0, 3)
+    one = _augment(IMAGES, {"shift": 4, "flip": 4}, 0, 3)
     torch.manual_seed(5)
-    assert torch.equal(_augment(IMAGES, ("shift", "flip"), 0, 3), one)
-    assert not torch.equal(_augment(IMAGES, ("shift", "flip"), 0, 4), one)
-    assert not torch.equal(_augment(IMAGES, ("shift", "flip"), 1, 3), one)
+    assert torch.equal(_augment(IMAGES, {"shift": 4, "flip": 4}, 0, 3), one)
+    assert not torch.equal(_augment(IMAGES, {"shift": 4, "flip": 4}, 0, 4), one)
+    assert not torch.equal(_augment(IMAGES, {"shift": 4, "flip": 4}, 1, 3), one)
 
 
 @pytest.mark.parametrize("augment", ["shift", "flip", "shift,flip"])

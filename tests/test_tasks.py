@@ -53,7 +53,9 @@ def test_every_task_in_the_catalogue_is_named_by_its_two_halves_and_loads_nothin
     assert len(set(names)) == len(names)
     wanted = {"digits-mlp", "mnist-lenet-300-100", "mnist-conv2", "fashion-mnist-conv2", "cifar10-resnet20"}
     assert wanted | {"regression-mlp", "two-moons-mlp"} <= set(names)
-    assert "digits-resnet20" not in names
+    assert {"mnist-conv4", "cifar10-vgg16", "cifar100-resnet50", "imagefolder-resnet56"} <= set(names)
+    assert not {"digits-resnet20", "cifar10-lenet-300-100", "mnist-resnet50"} & set(names)
+    assert len(names) < 60  # it is read by people
     assert all(description for _, description in catalogue())
 
 
@@ -68,6 +70,13 @@ def test_digits_mlp():
     }
     with pytest.raises(TypeError):
         task.defaults["lr"] = 1
+
+
+def test_hidden_sizes_of_a_task():
+    task = find("two-moons-mlp-5-4")
+    assert sum(p.numel() for p in task.make(0).parameters()) == 2 * 5 + 5 + 5 * 4 + 4 + 4 * 2 + 2
+    assert task.options["network"] == "mlp-5-4"
+    assert task.description.endswith("hidden layers of 5, 4 units")
 
 
 @pytest.mark.parametrize(
@@ -136,6 +145,8 @@ def test_a_hyphenated_data_set_is_not_cut_in_two(tmp_path):
     [
         ("digits-mpl", {}, "network in the task 'digits-mpl': 'mpl'. Did you mean 'mlp'"),
         ("digit-mlp", {}, "data set in the task 'digit-mlp': 'digit'. Did you mean 'digits'"),
+        ("digits-mlp-16-x", {}, "cannot read the hidden sizes of the network 'mlp-16-x'"),
+        ("digit-mlp-16-8", {}, "data set in the task 'digit-mlp-16-8': 'digit'. Did you mean 'digits'"),
         ("mnist", {}, "Did you mean 'mnist-.*module:function"),
         ("digits-resnet20", {}, r"resnet20 is convolutional and needs rows of shape .*\(64,\)"),
         ("digits-mlp", {"activation": "rellu"}, "Did you mean 'relu'"),

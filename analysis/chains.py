@@ -1,0 +1,739 @@
+"""Chains: the solutions of successive levels of iterative pruning, joined by straight paths. Does a level match the dense network where it is connected?
+
+Letters: D parameters, L levels, P pairs of levels, K points of a path, n dense replicates, N test rows.
+
+    w_l       the solution of level l: exact zeros outside its mask m_l
+    matching  E(w_l) <= mean(E dense) + eps,  eps the standard deviation of the error over dense replicates (Paul et al. 2023, definition 2.2)
+    connected the linear-baseline barrier between two solutions is below a threshold (definition 2.3; 2 points of error in Frankle et al. 2020)
+    d_l       |m_l w_tau - m_(l+1) w_tau|: how far the next pruning moves the weights that are rewound to
+
+The paper's statement: a level matches if and only if the straight path from the level before has no barrier. A path between two pruned points stays within the
+union of their masks: of nested masks, within that of the denser one. The authors' notebook prunes the midpoint by it, which here changes nothing.
+
+Both answers are yes, no or undecided. eps is estimated from n runs, and for few of them hardly known: of 3, its 95% interval is from half of the estimate to 6 times
+it (chi-squared, (n - 1) s^2 / eps^2). The gap E(w_l) - mean(E dense) has an error from the test rows, taken by row against level 0 (the same rows), and one of
+s / sqrt(n) from the mean over replicates.
+
+Star shape: the set of solutions that are linearly connected to one, A, need not be convex. A triple is A-B and A-C connected, B-C not.
+
+Sources: Paul et al. 2023 (sections 2 and 3; protocol of the authors' notebook), Frankle et al. 2020, Maene et al. 2021 (angular distance).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from torch import Tensor
+
+from landscape.analysis.barriers import (
+    DEFAULT_POLICY,
+    NEAR_CHANCE,
+    POLICIES,
+    UNNEEDED,
+    End,
+    Interval,
+    Policies,
+    amount,
+    by_definition,
+    decide,
+    hills,
+    recomputed,
+)
+from landscape.analysis.styles import BLUE, GREEN, GREY, ORANGE, PURPLE, SEQUENTIAL, VERMILION, heading, interactive
+from landscape.errors import UsageError, unknown
+from landscape.masks import Mask
+from landscape.objectives import Buffers, Objective, dtype_name
+from landscape.results import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from plotly.graph_objects import Figure
+
+ANSWERS = ("yes", "undecided", "no")
+SURE = 1.96  # standard errors on either side of a 95% interval
+CLEAREST = 5  # triples that are listed: the rest are counted
+LOOKS = ((BLUE, "-", "o"), (VERMILION, "--", "s"), (GREEN, "-.", "D"), (PURPLE, ":", "v"))  # by policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain(Result):
+    """The paths between levels, with what they say of matching. Curves are named as in Barrier, errors in [0, 1]; policies as there, the headline's first."""
+
+    numbers: np.ndarray  # (L,) of the levels, ascending
+    density: np.ndarray  # (L,) share of all parameters that survive; 1 without masks
+    alpha: np.ndarray  # (K,)
+    curves: dict[str, dict[str, np.ndarray]]  # by policy, then curve: (L - 1, K), of the successive pairs
+    intervals: dict[str, dict[str, np.ndarray]]  # by policy: low, high, error, bias (L - 1,) of the headline barrier
+    degenerate: np.ndarray  # (L - 1,) bool: ends at chance or not finite, or one point
+    distance: np.ndarray  # (L - 1,) between successive solutions
+    angle: np.ndarray  # (L - 1,) degrees
+    angular: np.ndarray  # (L - 1,) 2 angle / pi over the weights that both masks keep
+    disagreement: np.ndarray  # (L - 1,) share of test rows with another predicted class; NaN without classes
+    values: np.ndarray  # (L,) E(w_l) on the test rows, BatchNorm as trained
+    dense: np.ndarray  # (n,) E of the dense replicates; none where matching is not decided
+    eps: dict[str, float | None]  # value, low, high; None where unknown
+    gap: np.ndarray  # (L,) E(w_l) - mean(dense); NaN without replicates
+    gap_error: np.ndarray  # (L,) its standard error
+    matching: list[str]  # (L,) yes, no, undecided
+    connected: list[str]  # (L - 1,) the same, of successive levels
+    contingency: np.ndarray  # (3, 3) pairs by matching of the sparser level, and connected, in the order of ANSWERS
+    fisher: (
+        float | None
+    )  # p of Fisher's exact test on the decided pairs; None where a row or a column of the 2 x 2 table is empty
+    threshold: float  # below which a barrier counts as none
+    masked: bool  # there are masks, and each lies within the one before
+    matrix: dict[
+        str, np.ndarray
+    ]  # value, low, high (L, L) of the headline barrier; empty where only successive pairs were asked for
+    blocks: list[list[int]]  # levels all connected with each other: maximal runs of two or more
+    members: np.ndarray  # (L,) how many other levels are connected to each; empty without the matrix
+    triples: np.ndarray  # (L,) of how many triples each is the centre
+    clearest: list[
+        dict[str, float]
+    ]  # triples: centre, first, second (levels), arms (the larger of their barriers), across
+    projected: np.ndarray  # (L - 1,) |w_l - m_(l+1) w_l| / |w_l|; NaN without masks
+    rewound_loss: dict[
+        str, np.ndarray
+    ]  # (L,) train loss of the masked rewind points: "stored" and "recomputed" statistics; empty where not given
+    rewound_norm: np.ndarray  # (L,) |m_l w_tau|; empty where not given
+    rewound_step: np.ndarray  # (L - 1,) d_l
+    guessing: float | None  # loss of uniform guesses; None without classes
+    bn: list[str]  # BatchNorm policies, or "none needed"
+    rows: dict[str, int]  # N by split; "statistics" where BatchNorm's were taken on others than all train rows
+    loss: str
+
+    @property
+    def headline(self) -> str:
+        """The curve by which connection is decided: test error, or test loss where the loss does not classify."""
+        return next(iter(self.curves[self.bn[0]]))
+
+    def value(
+        self, curve: str | None = None, policy: str | None = None, definition: str = "linear-baseline"
+    ) -> np.ndarray:
+        """The barriers (L - 1,) of the successive pairs, by default of the headline; NaN where undefined. Raises UsageError for names that there are not."""
+        policy = policy or self.bn[0]
+        if policy not in self.curves:
+            raise unknown("BatchNorm policy of this chain", policy, self.curves)
+        curves, name = self.curves[policy], curve or self.headline
+        if name not in curves:
+            raise unknown("curve", name, curves)
+        return np.array([by_definition(self.alpha, row)[definition] for row in curves[name]])
+
+    # -- words ---------------------------------------------------------------
+
+    def summary(self) -> str:
+        """See Result."""
+        barriers = self.value()
+        name = self.headline
+        text = (
+            f"levels {self.numbers[0]} to {self.numbers[-1]} (density {self.density[0]:.3g} to {self.density[-1]:.3g})"
+        )
+        if np.isfinite(barriers).any():
+            top = int(np.nanargmax(barriers))
+            text += (
+                f": successive {name.replace(' ', '-')} barriers up to {amount(barriers[top], name)} "
+                f"({self.numbers[top]} to {self.numbers[top + 1]})"
+            )
+        text += f", below {amount(self.threshold, name)} in {_counted(self.connected)}"
+        if len(self.dense):
+            text += f"; matching: {_counted(self.matching)}"
+            both = self.contingency[[0, 2]][:, [0, 2]]
+            text += f"; of {both.sum()} decided pairs {both.trace()} are both or neither"
+            text += "" if self.fisher is None else f" (Fisher p {self.fisher:.2g})"
+        if len(self.triples):
+            text += f"; {len(self.blocks)} blocks of connected levels, {self.triples.sum()} triples that a star shape allows and a convex one does not"
+        if self.bn[0] != UNNEEDED:
+            text += f"; BatchNorm {self.bn[0]}"
+        return text + ("; DEGENERATE pairs, see the warnings" if self.degenerate.any() else "")
+
+    def caption(self) -> str:
+        """See Result."""
+        name = self.headline
+        rows = ", ".join(f"{count:,} {split} rows" for split, count in self.rows.items())
+        said = [
+            f"Straight paths between the solutions of {len(self.numbers)} levels, {len(self.alpha)} evenly spaced points each, over {rows}. "
+            f"Barrier: the largest excess of the {name} over the line between the end values (linear baseline), with its 95% interval "
+            "(paired bootstrap over rows).",
+            f"Connected: that interval lies below {amount(self.threshold, name)}.",
+        ]
+        if self.masked:
+            said.append(
+                "Each path stays within the denser level's mask: to prune it by that, as the authors' notebook does, changes nothing."
+            )
+        if len(self.dense):
+            eps, low, high = (self.eps[key] for key in ("value", "low", "high"))
+            said.append(
+                f"Matching: {name} at most eps = {_or_unknown(eps, name)} (95% interval {_or_unknown(low, name)} to {_or_unknown(high, name)}) "
+                f"above the mean {_level(float(self.dense.mean()), name)} of {len(self.dense)} dense replicates; grey: that mean and eps. "
+                "Filled triangles match, empty ones do not, crossed ones are undecided."
+            )
+        if self.bn[0] != UNNEEDED:
+            said += [f"BatchNorm {policy}: {POLICIES[policy]}." for policy in self.bn]
+            said.append("Matching is judged with the statistics of training.")
+        if len(self.triples):
+            said.append(
+                "Matrix: the barrier between any two levels; framed: runs of levels that are all connected with each other. "
+                "Star-shape test: triples A-B and A-C connected, B-C surely not."
+            )
+        if self.rewound_loss:
+            said.append(
+                "Rewound: the training loss of the weights at the rewind step under each level's mask, before retraining"
+                + (
+                    ", with the statistics of BatchNorm that are stored there, the dense network's, and with their own."
+                    if "recomputed" in self.rewound_loss
+                    else "."
+                )
+            )
+        said.append(f"Seeds: {self.provenance.get('seed', 0)} (draws of rows).")
+        return " ".join(said)
+
+    def table(self) -> list[tuple[str, ...]]:
+        """See Result: a line for each pair of successive levels."""
+        name = self.headline
+        head = ["levels", "density", name, "matching", "barrier", "95%", "connected", "midpoint"]
+        others = list(self.bn[1:])
+        head += [f"barrier ({policy})" for policy in others]
+        trained = "train loss" in self.curves[self.bn[0]]
+        head += [f"train-loss barrier ({policy})" for policy in self.bn] if trained else []
+        head += ["distance", "angle", "angular", "disagreement", "projection"]
+        head += [f"rewound loss ({key})" for key in self.rewound_loss]
+        head += ["|m w_tau|", "d"] if len(self.rewound_norm) else []
+        rows = [tuple(head)]
+        barriers, middles = self.value(), self.value(definition="midpoint")
+        low, high = (self.intervals[self.bn[0]][key] for key in ("low", "high"))
+        for i, (one, other) in enumerate(itertools.pairwise(self.numbers)):
+            row = [
+                f"{one} to {other}",
+                f"{self.density[i + 1]:.3g}",
+                _level(self.values[i + 1], name),
+                self.matching[i + 1],
+                amount(barriers[i], name),
+                f"{amount(low[i], name)} to {amount(high[i], name)}",
+                "degenerate" if self.degenerate[i] else self.connected[i],
+                amount(middles[i], name),
+                *(amount(self.value(policy=policy)[i], name) for policy in others),
+            ]
+            row += [amount(self.value("train loss", policy)[i], "loss") for policy in self.bn] if trained else []
+            row += [
+                f"{self.distance[i]:.4g}",
+                f"{self.angle[i]:.1f}",
+                f"{self.angular[i]:.3f}",
+                "" if math.isnan(self.disagreement[i]) else f"{self.disagreement[i]:.1%}",
+                "" if math.isnan(self.projected[i]) else f"{self.projected[i]:.3f}",
+                *(f"{losses[i + 1]:.4g}" for losses in self.rewound_loss.values()),
+            ]
+            row += [f"{self.rewound_norm[i]:.4g}", f"{self.rewound_step[i]:.4g}"] if len(self.rewound_norm) else []
+            rows.append(tuple(row))
+        return rows
+
+    # -- pictures ------------------------------------------------------------
+
+    def panels(self) -> tuple[str, ...]:
+        """See Result."""
+        more = [("matrix", len(self.triples)), ("rewound", len(self.rewound_loss))]
+        return ("path", "barriers", *(name for name, there in more if there))
+
+    def plot(self, ax: Axes, panel: str = "") -> None:
+        """See Result."""
+        draw = {"path": self._path, "barriers": self._barriers, "matrix": self._matrix, "rewound": self._rewound}
+        panel = panel or "path"
+        if panel not in self.panels():
+            raise unknown("panel", panel, self.panels())
+        draw[panel](ax)
+
+    def figure(self) -> Figure:
+        """See Result."""
+        from plotly.graph_objects import Heatmap, Scatter
+        from plotly.subplots import make_subplots
+
+        columns = 2 if len(self.triples) else 1
+        figure = make_subplots(rows=1, cols=columns, horizontal_spacing=0.14)
+        for policy, (colour, _, _) in zip(self.bn, LOOKS, strict=False):
+            x, y = self._chained(policy)
+            named = self.headline if policy == UNNEEDED else f"BatchNorm {policy}"
+            figure.add_trace(Scatter(x=x, y=y, mode="lines+markers", marker={"size": 4}, line={"color": colour}, name=named), row=1, col=1)  # fmt: skip
+        solutions = Scatter(
+            x=np.arange(len(self.numbers)),
+            y=self._scale * self.values,
+            mode="markers",
+            marker={"symbol": "triangle-up", "size": 11, "color": GREY},
+            name="solutions, as trained",
+            text=[f"level {number}, density {share:.3g}, matching: {answer}" for number, share, answer in zip(self.numbers, self.density, self.matching, strict=True)],
+        )  # fmt: skip
+        figure.add_trace(solutions, row=1, col=1)
+        interactive(figure, x="level", y=self._axis)
+        figure.update_xaxes(tickvals=np.arange(len(self.numbers)), ticktext=self._ticks(), row=1, col=1)
+        if len(self.triples):
+            labels = self._ticks()
+            colours = {"title": f"barrier{' (pp)' if self._scale == 100 else ''}"}
+            figure.add_trace(Heatmap(x=labels, y=labels, z=self._scale * self.matrix["value"], colorscale=SEQUENTIAL, colorbar=colours), row=1, col=2)  # fmt: skip
+            figure.update_xaxes(title="level", type="category", row=1, col=2)
+            figure.update_yaxes(title="level", type="category", autorange="reversed", row=1, col=2)
+        return figure
+
+    # -- inside --------------------------------------------------------------
+
+    @property
+    def _scale(self) -> int:
+        return 100 if self.headline.endswith("error") else 1
+
+    @property
+    def _axis(self) -> str:
+        return f"{self.headline} (%)" if self._scale == 100 else f"{self.headline} ({self.loss})"
+
+    def _ticks(self) -> list[str]:
+        return [str(number) for number in self.numbers]
+
+    def _chained(self, policy: str) -> tuple[np.ndarray, np.ndarray]:
+        """The paths one behind another: places ((L - 1) K,) where level i of the chain is at i, and the curve there."""
+        curve = self._scale * self.curves[policy][self.headline]
+        return np.concatenate([i + self.alpha for i in range(len(curve))]), curve.ravel()
+
+    def _label_levels(self, ax: Axes, places: np.ndarray, labels: Sequence[str]) -> None:
+        step = math.ceil(len(places) / 12)  # more labels would run into each other
+        ax.set_xticks(places[::step], labels[::step])
+
+    def _path(self, ax: Axes) -> None:
+        places = np.arange(len(self.numbers))
+        if len(self.dense):
+            mean, eps = self._scale * float(self.dense.mean()), self.eps["value"]
+            ax.axhline(mean, color=GREY, linewidth=0.8, zorder=1)
+            if eps is not None:
+                ax.axhspan(
+                    mean - self._scale * eps, mean + self._scale * eps, color=GREY, alpha=0.2, linewidth=0, zorder=0
+                )
+        for policy, (colour, dash, _) in zip(self.bn, LOOKS, strict=False):
+            x, y = self._chained(policy)
+            label = "straight paths" if policy == UNNEEDED else f"BatchNorm {policy}"
+            ax.plot(x, y, dash, color=colour, linewidth=1.6 if policy == self.bn[0] else 0.9, label=label, zorder=3)
+        for answer, label, style in (
+            ("yes", "matching", {"markerfacecolor": ORANGE}),
+            ("undecided", "undecided", {"markerfacecolor": "white", "marker": "2"}),
+            ("no", "not matching", {"markerfacecolor": "white"}),
+        ):
+            chosen = np.array([own == answer for own in self.matching])
+            if not chosen.any():
+                continue
+            label = label if len(self.dense) else "solutions, as trained"
+            looks = {"marker": "^", "markersize": 7, "markeredgecolor": "black", "markeredgewidth": 0.8, **style}
+            if answer == "undecided":
+                looks |= {"marker": "^", "markerfacecolor": "#cccccc"}
+            ax.plot(places[chosen], self._scale * self.values[chosen], linestyle="none", label=label, zorder=4, **looks)
+        self._label_levels(ax, places, [f"{number}\n{share:.2g}" for number, share in zip(self.numbers, self.density, strict=True)])  # fmt: skip
+        ax.set_xlabel("level, below it the density")
+        ax.set_ylabel(self._axis)
+        heading(ax, "Error along the chain of solutions" if self._scale == 100 else "Loss along the chain of solutions", columns=3)  # fmt: skip
+
+    def _barriers(self, ax: Axes) -> None:
+        places = np.arange(len(self.numbers) - 1) + 0.5
+        shift = 0.16
+        for i, (policy, (colour, _, marker)) in enumerate(zip(self.bn, LOOKS, strict=False)):
+            at = places + shift * (i - (len(self.bn) - 1) / 2)
+            value = self._scale * self.value(policy=policy)
+            low, high = (self._scale * self.intervals[policy][key] for key in ("low", "high"))
+            label = "barrier" if policy == UNNEEDED else f"BatchNorm {policy}"
+            bars = np.maximum([value - low, high - value], 0)
+            ax.errorbar(at, value, bars, fmt=marker, color=colour, markersize=4, linewidth=1, capsize=2, label=label)
+        middle = self._scale * self.value(definition="midpoint")
+        ax.plot(places, middle, "_", color="black", markersize=9, label="at the midpoint")
+        ax.axhline(self._scale * self.threshold, color=GREY, linestyle=":", linewidth=1, label="threshold")
+        self._label_levels(ax, places, [f"{one}–{other}" for one, other in itertools.pairwise(self._ticks())])
+        ax.set_xlabel("levels")
+        unit = "pp of test error" if self._scale == 100 else self.headline
+        ax.set_ylabel(f"barrier ({unit})")
+        heading(ax, "Barrier between successive levels, 95% intervals", columns=2)
+
+    def _matrix(self, ax: Axes) -> None:
+        from matplotlib.patches import Rectangle
+
+        values = self._scale * self.matrix["value"]
+        image = ax.imshow(np.ma.masked_invalid(values), cmap=SEQUENTIAL, vmin=0, interpolation="nearest")
+        image.cmap.set_bad("#dddddd")
+        bar = ax.figure.colorbar(image, ax=ax, shrink=0.9)
+        bar.set_label("barrier (pp)" if self._scale == 100 else "barrier")
+        where = {number: i for i, number in enumerate(self.numbers.tolist())}
+        for block in self.blocks:
+            first, last = where[block[0]], where[block[-1]]
+            frame = Rectangle((first - 0.5, first - 0.5), last - first + 1, last - first + 1, fill=False, edgecolor=VERMILION, linewidth=1.6)  # fmt: skip
+            ax.add_patch(frame)
+        places = np.arange(len(self.numbers))
+        step = math.ceil(len(places) / 12)
+        ax.set_xticks(places[::step], self._ticks()[::step])
+        ax.set_yticks(places[::step], self._ticks()[::step])
+        ax.set_xlabel("level")
+        ax.set_ylabel("level")
+        ax.set_title("Barrier between any two levels", loc="left")
+
+    def _rewound(self, ax: Axes) -> None:
+        looks = {"stored": (BLUE, "-", "o"), "recomputed": (VERMILION, "--", "s")}
+        named = {"stored": "statistics as stored", "recomputed": "statistics of its own"}
+        places = np.arange(len(self.numbers))
+        for key, losses in self.rewound_loss.items():
+            colour, dash, marker = looks[key]
+            label = named[key] if len(self.rewound_loss) > 1 else "masked rewind point"
+            ax.plot(places, losses, dash, color=colour, marker=marker, markersize=4, label=label)
+        if self.guessing is not None:
+            ax.axhline(self.guessing, color=GREY, linestyle=":", linewidth=1, label="uniform guessing")
+        self._label_levels(ax, places, self._ticks())
+        ax.set_xlabel("level")
+        ax.set_ylabel(f"train loss ({self.loss})")
+        heading(ax, "Rewind points under each level's mask", columns=3)
+
+
+# -- the question -----------------------------------------------------------------------------------------------------
+
+
+def chain(
+    train: Objective,
+    test: Objective,
+    solutions: Tensor,
+    buffers: Sequence[Buffers] | None = None,
+    masks: Sequence[Mask] | None = None,
+    *,
+    numbers: Sequence[int] | None = None,
+    dense: Sequence[float] = (),
+    eps: float | None = None,
+    rewound: Tensor | None = None,
+    rewound_buffers: Sequence[Buffers] | None = None,
+    pairs: Literal["successive", "all"] = "successive",
+    points: int = 11,
+    bn: Policies = (DEFAULT_POLICY, "average"),
+    statistics: Objective | None = None,
+    threshold: float = NEAR_CHANCE,
+    seed: int = 0,
+) -> Chain:
+    """Barriers between the solutions (L, D) of levels, and which levels match.
+
+    buffers, masks: of each level; by default the objective's buffers, and no masks. The points are taken with exact zeros outside their masks.
+    numbers: of the levels, ascending; by default 0, 1, ... The first is the one that the others' errors are compared with row by row: level 0.
+    dense: test errors (losses, where the loss does not classify) of networks trained without pruning from other seeds, level 0's among them.
+        Without any, matching stays undecided.
+    eps: how much above them counts as matching; by default their standard deviation, of which there is none for less than 2.
+    rewound, rewound_buffers: the rewind points (L, D), each under its level's mask, with their buffers.
+    pairs: `all` adds the matrix over all pairs of levels, by test rows alone under the first policy, and the star-shape test.
+    points: of each path; 11, since a chain is many paths. Take 25 to compare with git-re-basin.
+    bn: policies for BatchNorm, the first the headline's. The authors average.
+    statistics: over whose rows `recompute` takes them; by default train.
+    threshold: below which a barrier counts as none; 2 points of error as Frankle et al. 2020.
+
+    Raises UsageError where shapes, numbers or names do not fit each other.
+    """
+    count = len(solutions)
+    numbers = list(range(count)) if numbers is None else [int(number) for number in numbers]
+    _check(count, numbers, buffers, masks, rewound, pairs, threshold, eps)
+    if masks is not None:
+        solutions = _pruned(solutions, masks)
+    shared = [train.buffers] * count
+    ends = [
+        End(point, own, None if masks is None else masks[i])
+        for i, (point, own) in enumerate(zip(solutions, buffers or shared, strict=True))
+    ]
+    near = list(itertools.pairwise(ends))
+    found = hills(train, test, near, points=points, bn=bn, statistics=statistics, seed=seed)
+    connected = found.decided(threshold)
+    by_row = [_by_row(test.with_buffers(end.buffers or {}), end.point) for end in ends]
+    values = np.array([rows.mean() for rows in by_row])
+    bounds = _eps(dense, eps)
+    gap, gap_error = _gap(by_row, values, dense)
+    matching = [_matches(one, error, bounds) for one, error in zip(gap, gap_error, strict=True)]
+    counts, p = _contingency(matching[1:], connected, found.degenerate)
+
+    matrix: dict[str, np.ndarray] = {}
+    blocks: list[list[int]] = []
+    members = triples = np.empty(0, dtype=int)
+    clearest: list[dict[str, float]] = []
+    if pairs == "all":
+        matrix = _matrix(ends, found.intervals[found.policies[0]], test, statistics or train, points, found.policies[0], seed)  # fmt: skip
+        joined = np.array([[decide(*both, threshold) for both in zip(*rows, strict=True)] for rows in zip(matrix["low"], matrix["high"], strict=True)])  # fmt: skip
+        np.fill_diagonal(joined, "yes")
+        blocks = [[numbers[i] for i in block] for block in _blocks(joined == "yes")]
+        members = (joined == "yes").sum(1) - 1
+        triples, clearest = _stars(joined, matrix["value"], numbers)
+
+    nested = masks is not None and all(after <= before for before, after in itertools.pairwise(masks))
+    norms, steps = _rewinding(rewound, masks)
+    return Chain(
+        question={},
+        provenance={
+            "rows": {"test": len(test.rows), "train": len(train.rows)},
+            "dtype": dtype_name(train.dtype),
+            "device": str(train.device),
+            "D": train.model.layout.dim,
+            "seed": seed,
+        },
+        warnings=tuple(_cautions(numbers, found.degenerate, found.policies, masks, nested, len(dense), eps)),
+        numbers=np.array(numbers),
+        density=np.array([1.0 if end.mask is None else end.mask.density for end in ends]),
+        alpha=found.alpha,
+        curves=found.curves,
+        intervals={policy: _arrays(own) for policy, own in found.intervals.items()},
+        degenerate=found.degenerate,
+        distance=found.distance,
+        angle=found.angle,
+        angular=found.angular,
+        disagreement=found.disagreement,
+        values=values,
+        dense=np.array(dense, dtype=float),
+        eps=bounds,
+        gap=gap,
+        gap_error=gap_error,
+        matching=matching,
+        connected=connected,
+        contingency=counts,
+        fisher=p,
+        threshold=threshold,
+        masked=nested,
+        matrix=matrix,
+        blocks=blocks,
+        members=members,
+        triples=triples,
+        clearest=clearest,
+        projected=_projected(solutions, masks),
+        rewound_loss=_rewound_losses(train, rewound, rewound_buffers, statistics),
+        rewound_norm=norms,
+        rewound_step=steps,
+        guessing=_guessing(train),
+        bn=list(found.policies),
+        rows={
+            "test": len(test.rows),
+            "train": len(train.rows),
+            **({} if statistics is None or found.policies == (UNNEEDED,) else {"statistics": len(statistics.rows)}),
+        },
+        loss=train.loss.name,
+    )
+
+
+# -- matching ---------------------------------------------------------------------------------------------------------
+
+
+def _by_row(f: Objective, z: Tensor) -> np.ndarray:
+    """Error by row (N,), or loss where that does not classify; float64."""
+    losses, right = f.by_row(z)
+    return (1 - right if f.loss.classifies else losses).cpu().double().numpy()
+
+
+def _eps(dense: Sequence[float], given: float | None) -> dict[str, float | None]:
+    """eps with its 95% interval: as given, or the standard deviation of the dense errors, of n normal ones (n - 1) s^2 / eps^2 is chi-squared."""
+    if given is not None:
+        return {"value": given, "low": given, "high": given}
+    n = len(dense)
+    if n < 2:
+        return {"value": None, "low": None, "high": None}
+    from scipy.stats import chi2
+
+    deviation = float(np.std(dense, ddof=1))
+    low, high = (deviation * math.sqrt((n - 1) / chi2.ppf(q, n - 1)) for q in (0.975, 0.025))
+    return {"value": deviation, "low": low, "high": high}
+
+
+def _gap(by_row: Sequence[np.ndarray], values: np.ndarray, dense: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """E(w_l) - mean(dense) (L,) and its standard error: of the rows, paired with the first level's; and of the mean over replicates."""
+    if not len(dense):
+        return np.full(len(values), math.nan), np.full(len(values), math.nan)
+    from_rows = np.array([np.std(rows - by_row[0]) / math.sqrt(len(rows)) for rows in by_row])
+    from_runs = np.std(dense, ddof=1) / math.sqrt(len(dense)) if len(dense) > 1 else 0.0
+    return values - np.mean(dense), np.sqrt(from_rows**2 + from_runs**2)
+
+
+def _matches(gap: float, error: float, eps: Mapping[str, float | None]) -> str:
+    """Whether the gap is at most eps, each with its uncertainty."""
+    low, high = eps["low"], eps["high"]
+    if math.isnan(gap) or low is None or high is None:
+        return "undecided"
+    return "yes" if gap + SURE * error <= low else "no" if gap - SURE * error > high else "undecided"
+
+
+def _contingency(
+    matching: Sequence[str], connected: Sequence[str], degenerate: np.ndarray
+) -> tuple[np.ndarray, float | None]:
+    """Pairs by matching and connected (3, 3) in the order of ANSWERS, those that are degenerate left out; and Fisher's p of the decided ones."""
+    counts = np.zeros((3, 3), dtype=int)
+    for one, other, bad in zip(matching, connected, degenerate, strict=True):
+        if not bad:
+            counts[ANSWERS.index(one), ANSWERS.index(other)] += 1
+    both = counts[[0, 2]][:, [0, 2]]
+    if not (both.sum(0).all() and both.sum(1).all()):
+        return counts, None
+    from scipy.stats import fisher_exact
+
+    return counts, float(fisher_exact(both)[1])
+
+
+# -- all pairs --------------------------------------------------------------------------------------------------------
+
+
+def _matrix(
+    ends: Sequence[End], near: Interval, test: Objective, train: Objective, points: int, policy: str, seed: int
+) -> dict[str, np.ndarray]:
+    """Barriers between all ends (L, L): symmetric, the diagonal 0. Those of successive ones are known."""
+    count = len(ends)
+    found = {key: np.zeros((count, count)) for key in ("value", "low", "high")}
+    far = [(i, j) for i in range(count) for j in range(i + 2, count)]
+    known = [((i, i + 1), near, i) for i in range(count - 1)]
+    if far:
+        policies = DEFAULT_POLICY if policy == UNNEEDED else policy
+        measured = hills(None, test, [(ends[i], ends[j]) for i, j in far], points=points, bn=policies, statistics=train, seed=seed)  # fmt: skip
+        known += [(pair, measured.intervals[policy], place) for place, pair in enumerate(far)]
+    for (i, j), interval, place in known:
+        for key, values in found.items():
+            values[i, j] = values[j, i] = getattr(interval, key)[place]
+    return found
+
+
+def _blocks(joined: np.ndarray) -> list[range]:
+    """Maximal runs of two or more levels that are all joined with each other, by (L, L)."""
+    count = len(joined)
+    found: list[range] = []
+    for first in range(count):
+        last = first
+        while last + 1 < count and joined[first : last + 2, first : last + 2].all():
+            last += 1
+        if last > first and not (found and last < found[-1].stop):
+            found.append(range(first, last + 1))
+    return found
+
+
+def _stars(
+    joined: np.ndarray, barriers: np.ndarray, numbers: Sequence[int]
+) -> tuple[np.ndarray, list[dict[str, float]]]:
+    """Of how many triples each level is the centre (L,), and the clearest: where the way across is highest above the arms."""
+    count = len(joined)
+    centres = np.zeros(count, dtype=int)
+    found = []
+    for centre in range(count):
+        around = [i for i in range(count) if i != centre and joined[centre, i] == "yes"]
+        for i, j in itertools.combinations(around, 2):
+            if joined[i, j] == "no":
+                centres[centre] += 1
+                arms = float(max(barriers[centre, i], barriers[centre, j]))
+                found.append({"centre": numbers[centre], "first": numbers[i], "second": numbers[j], "arms": arms, "across": float(barriers[i, j])})  # fmt: skip
+    found.sort(key=lambda triple: triple["arms"] - triple["across"])
+    return centres, found[:CLEAREST]
+
+
+# -- rewind points ----------------------------------------------------------------------------------------------------
+
+
+def _rewinding(rewound: Tensor | None, masks: Sequence[Mask] | None) -> tuple[np.ndarray, np.ndarray]:
+    """|m_l w_tau| (L,), and how far the next mask moves each (L - 1,)."""
+    if rewound is None:
+        return np.empty(0), np.empty(0)
+    whole = rewound.cpu().double()
+    norms = whole.norm(dim=1).numpy()
+    if masks is None:
+        return norms, np.zeros(len(whole) - 1)
+    return norms, np.array([float((point - mask.apply(point)).norm()) for point, mask in zip(whole[:-1], masks[1:], strict=True)])  # fmt: skip
+
+
+def _rewound_losses(
+    train: Objective, rewound: Tensor | None, buffers: Sequence[Buffers] | None, statistics: Objective | None
+) -> dict[str, np.ndarray]:
+    """Train loss of the rewind points (L,), with BatchNorm's statistics as stored and, where there are any, taken anew."""
+    if rewound is None:
+        return {}
+    points = rewound.to(train.device, train.dtype)
+    owns = [train.with_buffers(own) for own in (buffers or [train.buffers] * len(points))]
+    losses = {"stored": np.array([float(f(z)) for f, z in zip(owns, points, strict=True)])}
+    anew = [recomputed((statistics or train).with_buffers(f.buffers), z) for f, z in zip(owns, points, strict=True)]
+    if any(new.buffers is not f.buffers for new, f in zip(anew, owns, strict=True)):
+        losses["recomputed"] = np.array([float(train.with_buffers(new.buffers)(z)) for new, z in zip(anew, points, strict=True)])  # fmt: skip
+    return losses
+
+
+def _projected(solutions: Tensor, masks: Sequence[Mask] | None) -> np.ndarray:
+    """How far the next mask moves each solution, relative to its norm (L - 1,)."""
+    if masks is None:
+        return np.full(len(solutions) - 1, math.nan)
+    whole = solutions.cpu().double()
+    return np.array([float((w - mask.apply(w)).norm() / w.norm()) for w, mask in zip(whole[:-1], masks[1:], strict=True)])  # fmt: skip
+
+
+def _guessing(f: Objective) -> float | None:
+    """The loss of uniform guesses among the classes that there are."""
+    if not f.loss.classifies:
+        return None
+    targets = f.rows.targets
+    return math.log(max(len(targets[targets >= 0].unique()), 2))
+
+
+# -- checks and words -------------------------------------------------------------------------------------------------
+
+
+def _check(
+    count: int,
+    numbers: Sequence[int],
+    buffers: Sequence[Buffers] | None,
+    masks: Sequence[Mask] | None,
+    rewound: Tensor | None,
+    pairs: str,
+    threshold: float,
+    eps: float | None,
+) -> None:
+    if count < 2:
+        raise UsageError(f"a chain joins at least two levels; got {count}.")
+    given = {"numbers": numbers, "buffers": buffers, "masks": masks, "rewound": rewound}
+    for name, own in given.items():
+        if own is not None and len(own) != count:
+            raise UsageError(f"{name} must be as many as the {count} levels; got {len(own)}.")
+    if any(after <= before for before, after in itertools.pairwise(numbers)):
+        raise UsageError(f"levels are given in ascending order, each once; got {list(numbers)}.")
+    if pairs not in ("successive", "all"):
+        raise unknown("choice of pairs", pairs, ("successive", "all"))
+    if not 0 < threshold < math.inf:
+        raise UsageError(f"a threshold is a barrier above 0, such as 0.02 for 2 points of error; got {threshold}.")
+    if eps is not None and not 0 <= eps < math.inf:
+        raise UsageError(f"eps is a difference of errors, 0 or more; got {eps}.")
+
+
+def _pruned(points: Tensor, masks: Sequence[Mask]) -> Tensor:
+    import torch
+
+    return torch.stack([mask.apply(point) for mask, point in zip(masks, points, strict=True)])
+
+
+def _cautions(
+    numbers: Sequence[int],
+    degenerate: np.ndarray,
+    policies: Sequence[str],
+    masks: Sequence[Mask] | None,
+    nested: bool,
+    n: int,
+    eps: float | None,
+) -> Iterator[str]:
+    bad = [f"{one} to {other}" for (one, other), is_bad in zip(itertools.pairwise(numbers), degenerate, strict=True) if is_bad]  # fmt: skip
+    if bad:
+        yield f"An end at chance or not finite, or both ends one point: levels {', '.join(bad)}. Between points that know nothing a small barrier shows nothing."
+    if masks is not None and not nested:
+        yield "The masks are not nested: the straight path leaves the denser level's axial subspace, and to prune the midpoint by its mask would change it."
+    if any(after - before > 1 for before, after in itertools.pairwise(numbers)):
+        yield "Levels are left out: the barriers of neighbours here are not all of successive levels."
+    if n == 0:
+        yield "No dense replicates: which levels match is undecided."
+    elif eps is None and n == 1:
+        yield "One dense network has no standard deviation: which levels match is undecided. Give more replicates, or eps."
+    if policies[0] == "average":
+        yield "BatchNorm statistics are averaged along the path, which exaggerates the barrier unless the ends share most of their training."
+
+
+def _arrays(interval: Interval) -> dict[str, np.ndarray]:
+    return {key: getattr(interval, key) for key in ("low", "high", "error", "bias")}
+
+
+def _counted(answers: Sequence[str]) -> str:
+    """`3 of 5 (1 undecided)`."""
+    unsure = answers.count("undecided")
+    return f"{answers.count('yes')} of {len(answers)}" + (f" ({unsure} undecided)" if unsure else "")
+
+
+def _level(value: float, name: str) -> str:
+    """A value in its unit: per cent for errors."""
+    return f"{value:.2%}" if name.endswith("error") else f"{value:.4g}"
+
+
+def _or_unknown(value: float | None, name: str) -> str:
+    return "unknown" if value is None else amount(value, name)

@@ -1,0 +1,600 @@
+"""The commands about lottery tickets: imp, spawn, robustness, limit, retraining."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from landscape.cli.making import Descending, _about, _begun, _every, _fields, recipe_of
+from landscape.cli.measuring import _asked
+from landscape.cli.options import WHOLE, Common, Problem, Subject, answer, note, tell_table
+from landscape.errors import LandscapeError, UsageError
+from landscape.runs import Place, Run, now
+
+if TYPE_CHECKING:
+    from landscape import tickets
+    from landscape.analysis.barriers import End
+    from landscape.masks import Mask
+    from landscape.objectives import Objective
+    from landscape.results import Result
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """What goes at a level."""
+
+    rate: float = 0.2
+    """Share of the surviving weights that goes at each level; exactly n - ceil(rate n) of n remain."""
+    rewind: Annotated[int, WHOLE] = 0
+    """Step to which the survivors go back; 0 is the initialisation."""
+    variant: Literal["weight-rewind", "lr-rewind", "fine-tune", "one-shot", "adaptive"] = "weight-rewind"
+    """What is rewound: the weights; the learning rate alone; neither, at the last rate. Or each level at once from the dense solution; or at a rate found anew each time."""
+    criterion: Literal[
+        "magnitude", "random", "weight-gradient", "obd", "obs", "fisher", "magnitude-increase", "synflow"
+    ] = "magnitude"
+    """Which weights go first: the smallest of this."""
+    scope: Literal["global", "layer", "erk"] = "global"
+    """Over all layers at once, in each layer alike, or with Erdos-Renyi-kernel shares."""
+    noise: Literal["same", "fresh"] = "same"
+    """The order of the rows and augmentation at every level: those of the dense training, or fresh ones."""
+    output: float = 1.0
+    """Factor on the rate of the output layer, which is then pruned by itself: 0.5 is half the rate, 0 leaves it alone."""
+    first: bool = True
+    """Whether the first layer is pruned."""
+    ignore: str = ""
+    """Parameters that are not pruned: names or globs with commas. Biases and norms never are."""
+    moments: Annotated[bool, Parameter(name="--rewind-moments", negative="")] = False
+    """Rewind the optimizer's moments with the weights; else they start anew."""
+    rule: Literal["projection", "barrier", "retraining"] = "projection"
+    """Of the variant adaptive: the largest rate whose projection, or whose path to it, stays within the tolerance; or twice the rate after a level within it, half after another."""
+    tolerance: float = 0.01
+    """Of the rule: error above the solution's (0.01 is one point)."""
+
+
+def imp(
+    task: str | None = None,
+    /,
+    *,
+    out: Path,
+    levels: Annotated[int, WHOLE] = 15,
+    preset: str | None = None,
+    replicates: Annotated[int, WHOLE] = 3,
+    ablations: str | None = None,
+    record_every: str = "auto",
+    evaluations: Annotated[int, WHOLE] = 20,
+    download: Annotated[bool, Parameter(negative="")] = False,
+    pruning: Pruning = Pruning(),
+    problem: Problem = Problem(),  # noqa: B008 (frozen)
+    descending: Descending = Descending(),  # noqa: B008 (frozen)
+    common: Common = Common(),  # noqa: B008 (frozen)
+) -> None:
+    """Find lottery tickets: train, prune the smallest weights, rewind the others, again and again (iterative magnitude pruning).
+
+    Each level is a run of its own, RUN@level=5, which every other command takes. The same command goes on with a stopped one; more levels, replicates and ablations
+    add to it. Then ask: barrier RUN --levels all, spawn RUN, robustness RUN, limit RUN@level=0, retraining RUN.
+
+    Examples:
+      landscape imp digits-mlp --levels 10 --rewind 50 --out runs/t
+      landscape imp --preset mnist-mlp --data ~/data --out runs/m
+      landscape imp cifar10-resnet20 --preset resnet20-cifar10 --rewind 250 --data ~/data --out runs/r
+      landscape imp digits-mlp --variant one-shot --ablations shuffled,random,reinit --out runs/o
+
+    Parameters
+    ----------
+    task
+        A name from `landscape tasks`, or your own problem as package.module:function or file.py:function; with --preset that of the preset.
+    out
+        The folder of all levels.
+    levels
+        How many times to prune.
+    preset
+        Options of a published protocol (`landscape tasks --presets`); flags win over it.
+    replicates
+        Further dense trainings from other initialisations: their spread decides what matches the dense network.
+    ablations
+        Train beside each level, with commas: shuffled (its mask shuffled within layers), random (over all layers), reinit (its mask, another initialisation).
+    record_every
+        Record each k-th state (a number), or log-spaced ones (log); auto keeps about 20 a level.
+    evaluations
+        How often loss and accuracy are measured on all rows.
+    download
+        Fetch the data set into --data with torchvision.
+    """
+    from landscape import tickets
+    from landscape.analysis.ladders import ladder
+    from landscape.recordings import stop_signals, taken
+
+    common = common.resolved()
+    device, dtype = common.torch()
+    task = _named(task, preset)
+    found = problem.task(task, download=download)
+    recipe = recipe_of(found, dataclasses.asdict(descending))
+    names = tuple(dict.fromkeys(name.strip() for name in (ablations or "").split(",") if name.strip()))
+    plan = tickets.Plan(levels=levels, replicates=replicates, ablations=names, **dataclasses.asdict(pruning))
+    every = max(1, recipe.steps // 20) if record_every == "auto" else _every(record_every, recipe.steps)
+    grid = {"levels": levels, "replicates": replicates, "ablations": list(names)}
+    options = {
+        **problem.record(task), "seed": common.seed, "dtype": common.dtype, "device": device.type, **_fields(recipe),
+        **{name: value for name, value in _fields(plan).items() if name not in grid},
+        "record_every": every, "evaluations": evaluations,
+    }  # fmt: skip
+    run = Run(out)
+    training = tickets.climb(
+        run, found, plan, recipe, seed=common.seed, every=every, evaluations=evaluations, device=device, dtype=dtype
+    )
+    with _begun(run):
+        if run.begin("imp", options, _about(found)):
+            note(f"({out} is finished; what is new is added)")
+        known = run.record().get("grid", {})
+        # what was trained by an earlier call stays a part of the answer
+        grid["levels"] = max(grid["levels"], known.get("levels", 0))  # type: ignore[call-overload]
+        grid["replicates"] = max(grid["replicates"], known.get("replicates", 0))  # type: ignore[call-overload]
+        grid["ablations"] = list(dict.fromkeys([*known.get("ablations", []), *names]))
+        run.update(grid=grid)
+        with stop_signals():
+            watch(training, f"pruning {found.name}")
+    there = [level.run.record()["ended"] for level in tickets.levels(run)]
+    beside = [own.record()["ended"] for own in tickets.beside(run)]
+
+    def compute() -> Result:
+        rungs = tickets.levels(run)
+        task_, train, test = tickets.objective(run, code=task, data=problem.data, device=device, dtype=dtype)
+        states = [taken(train, level.solution) for level in rungs]
+        dense = [taken(train, last(own)) for own in tickets.replicates(run)]
+        beside = {
+            kind: {
+                level.number: taken(train, last(own))
+                for level in rungs
+                if (own := run.branch(tickets.ablation_name(kind, level.number))).record_path.exists()
+            }
+            for kind in grid["ablations"]  # type: ignore[attr-defined]
+        }
+        result = ladder(
+            train,
+            test,
+            *zip(*states, strict=True),
+            [level.mask for level in rungs],
+            [level.facts for level in rungs],
+            among=tickets.prunable(train, plan),
+            replicates=dense,
+            ablations=beside,
+            fixed_rate=None if plan.variant == "adaptive" else plan.rate,
+        )
+        about = {"run": str(run.folder), "task": task_.name, "data": task_.data.description, "fingerprint": task_.data.fingerprint}
+        more = {**_fields(plan), "versions": run.record()["versions"], "made": now()}
+        return dataclasses.replace(result, provenance={**result.provenance, **about, **more})
+
+    answer(run, "ladder", {**grid, "levels trained": there, "beside": beside}, compute, common.json, show=tell_table)
+
+
+def last(run: Run) -> Place:
+    """The last recorded point of a run."""
+    return Place(run, int(run.trajectory().steps[-1]))
+
+
+def _named(task: str | None, preset: str | None) -> str:
+    """The task, or that of the preset. Raises UsageError where neither is given."""
+    if preset is not None:
+        from landscape.presets import find
+
+        return task or find(preset).task
+    if task is None:
+        raise UsageError("name a task, such as digits-mlp (see `landscape tasks`), or a --preset.")
+    return task
+
+
+def watch(training: Iterator[Any], text: str) -> None:
+    """Follow trainings one after another (what, step, steps, note): a bar on a terminal, a line each elsewhere."""
+    if not sys.stderr.isatty():
+        last = ""
+        for state in training:
+            if state.step == state.steps or state.what != last:
+                last = state.what
+                note(f"{state.what:<28} step {state.step:>7,} of {state.steps:,}   {getattr(state, 'note', '')}")
+        return
+    from rich import progress
+    from rich.console import Console
+
+    columns = (
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("{task.fields[state]}", markup=False),
+    )
+    with progress.Progress(*columns, console=Console(stderr=True)) as bar:
+        line = bar.add_task(text, total=None, state="")
+        for state in training:
+            words = f"{state.what}  {getattr(state, 'note', '')}"
+            bar.update(line, completed=state.step, total=max(state.steps, 1), state=words)
+
+
+def spawn() -> None:
+    """Instability."""
+
+
+def robustness(
+    run: str,
+    /,
+    *,
+    levels: str = "all",
+    kind: str = "sphere",
+    draws: Annotated[int, WHOLE] = 1,
+    radii: str = "1",
+    bisect: Annotated[bool, Parameter(negative="")] = False,
+    params: Literal["all", "prunable"] = "all",
+    threshold: float = 0.02,
+    points: Annotated[int, WHOLE] = 11,
+    bn: str | None = None,
+    options: Subject = Subject(),  # noqa: B008 (frozen)
+    common: Common = Common(),  # noqa: B008 (frozen)
+) -> None:
+    """Perturb the rewound weights by as much as the next pruning moves them, train, and see whether the end is linearly connected to that of the unperturbed training.
+
+    At every level: a run from a start at distance d_L = |m_L w - m_(L+1) w| of the rewound weights w, within the mask, and one from the rewound weights themselves, both with SGD noise of their own;
+    their barrier stands beside that of noise alone and that between successive levels. What is trained is kept in the run; the same command goes on with what was stopped.
+
+    Examples:
+      landscape robustness runs/t
+      landscape robustness runs/t --levels 0,2,5 --kind sphere,projection,random-mask --draws 3
+      landscape robustness runs/t --radii 0.5,1,2 --bisect
+
+    Parameters
+    ----------
+    run
+        A run of `landscape imp`.
+    levels
+        all, 0-5, or 0,3,5.
+    kind
+        Perturbations, with commas: sphere, ball, gaussian, layer-wise (each tensor by the same share of its norm), projection (towards the next mask), random-mask (towards a random one of its size).
+    draws
+        Directions a level and kind, each with its own noises: intervals over draws need at least 2, and cost two trainings a level each.
+    radii
+        Distances in units of d_L, with commas.
+    bisect
+        Look for the robust radius, the largest that keeps the barrier below the threshold, between 1/8 and 8 d_L.
+    params
+        What is perturbed: all survivors, biases and norm parameters among them, or those that could be pruned.
+    threshold
+        Of the barrier: 0.02 is two points of error.
+    points
+        On each path, ends included; odd.
+    bn
+        Statistics of BatchNorm on the path, several with commas, the first the main one: recompute (the default), average, endpoint, batch.
+    """
+    from landscape import tickets
+    from landscape.analysis.barriers import DEFAULT_POLICY
+
+    own = Run.open(Path(run))
+    found = tickets.chosen(own, levels)
+    trained = own.options["dtype"]
+    if common.dtype not in (None, trained):
+        raise UsageError(f"{run} was trained in {trained}, and so are the perturbed runs: leave --dtype out.")
+    common = dataclasses.replace(common, dtype=trained)
+    chosen: dict[str, Any] = {
+        "kinds": _words(kind),
+        "draws": draws,
+        "factors": _multiples(radii),
+        "bisect": bisect,
+        "moving": params,
+        "threshold": threshold,
+        "points": points,
+        "bn": _words(bn or DEFAULT_POLICY),
+    }
+    there = tickets.levels(own)
+    question = {
+        "levels": [level.number for level in found],
+        # the next level has a part in each: its mask tells d_L
+        "states": [level.solution.checksum for level in there[: found[-1].number + 2]],
+        **chosen,
+        **_asked(options, common),
+    }
+    # not within `answer`: what is trained shows its own progress
+    made = [] if own.find("robustness", question) else [_perturbed(own, found, chosen, options, common)]
+    answer(own, "robustness", question, made.pop, common.json, show=tell_table)
+
+
+def _perturbed(
+    own: Run, found: Sequence[tickets.Level], chosen: dict[str, Any], options: Subject, common: Common
+) -> Result:
+    """Train the perturbed runs and their siblings, and measure."""
+    from landscape import branches, tickets
+    from landscape.analysis.barriers import End
+    from landscape.analysis.robustnesses import Child, Ticket
+    from landscape.analysis.robustnesses import robustness as measure
+    from landscape.descent import Start
+    from landscape.recordings import stop_signals, taken
+
+    device, dtype = common.torch()
+    task, f, test = tickets.objective(own, code=options.task, data=options.data, device=device, dtype=dtype)
+    train = f
+    if options.rows is not None:
+        _, train, _ = tickets.objective(
+            own, code=options.task, data=options.data, device=device, dtype=dtype, limit=options.rows
+        )
+    plan, there = tickets.plan(own), tickets.levels(own)
+    solutions = {level.number: End(*taken(f, level.solution), level.mask) for level in there}
+    starts: dict[int, Start] = {}
+    asked: list[Ticket] = []
+    for level in found:
+        number = level.number
+        if number:
+            point, buffers = taken(f, level.rewound)
+            starts[number] = Start(point, level.rewound.step, (), buffers)
+        else:  # the dense training goes through this state, with the moments that it has there
+            starts[number] = tickets.dense_state(own, plan.rewind, f)
+        successor = solutions.get(number + 1)
+        following = there[number + 1].mask if successor else _following(own, plan, level, f, solutions)
+        rewound = level.mask.apply(starts[number].point)
+        asked.append(Ticket(number, level.mask, level.mask - following, rewound, solutions[number], successor))
+    recipes = {level.number: tickets.recipe(level.run) for level in found}
+
+    def grow(children: Sequence[Child]) -> list[End | None]:
+        made = {}
+        for child in children:
+            start, is_ = starts[child.ticket.number], "perturbed" if child.name.startswith("perturbed") else "sibling"
+            made[child.name] = branches.Branch(
+                child.name, child.point, start.buffers or f.buffers, child.ticket.mask, start.step, start.moments,
+                noise=child.noise, facts={"is": is_, "level": child.ticket.number},
+            )  # fmt: skip
+        lost: set[str] = set()
+        for recipe in dict.fromkeys(recipes.values()):
+            left = [made[child.name] for child in children if recipes[child.ticket.number] == recipe]
+            while left:
+                try:
+                    with stop_signals():
+                        watch(branches.grow(own, task, f, recipe, left), "training perturbed runs")
+                    break
+                except UsageError:
+                    raise
+                except LandscapeError:
+                    # what diverges from so far away is a finding; the others go on
+                    new = {branch.name for branch in left if own.branch(branch.name).record()["state"] == "failed"}
+                    if not new:
+                        raise
+                    lost |= new
+                    left = [branch for branch in left if branch.name not in lost]
+        kept = [child for child in children if child.name not in lost]
+        points, buffers_there = branches.ends(own, f, [child.name for child in kept])
+        grown = {
+            child.name: End(point, buffers, child.ticket.mask)
+            for child, point, buffers in zip(kept, points, buffers_there, strict=True)
+        }
+        return [grown.get(child.name) for child in children]
+
+    answered = measure(train, test, asked, grow, prunable=tickets.prunable(f, plan), seed=common.seed, **chosen)
+    about = {
+        "task": task.name, "data": task.data.description, "fingerprint": task.data.fingerprint, "run": str(own.folder), "versions": own.record()["versions"],
+        "noise": plan.noise, "rewind": plan.rewind, "variant": plan.variant, "made": now(),
+    }  # fmt: skip
+    return dataclasses.replace(answered, provenance={**answered.provenance, **about})
+
+
+def _following(
+    own: Run, plan: tickets.Plan, level: tickets.Level, f: Objective, solutions: Mapping[int, End]
+) -> Mask:
+    """The mask that one more pruning after the last level would make."""
+    from landscape import tickets
+    from landscape.recordings import taken
+    from landscape.seeds import child_seed
+
+    source = solutions[0 if plan.variant == "one-shot" else level.number]
+    start, _ = taken(f, Place(own.level(0), 0))
+    rate = level.facts["rate"] or plan.rate if plan.variant == "adaptive" else plan.rate
+    seed = child_seed(int(own.options["seed"]), "pruning", level.number + 1)
+    f = f.with_buffers(source.buffers or f.buffers)
+    return tickets.next_mask(f, plan, level.mask, source.point, rate, start=start, seed=seed).mask
+
+
+def _words(text: str) -> list[str]:
+    """Names separated by commas, each once."""
+    return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+def _multiples(text: str) -> list[float]:
+    """Radii separated by commas, ascending."""
+    try:
+        return sorted({float(word) for word in _words(text)})
+    except ValueError:
+        raise UsageError(f"--radii takes multiples of d_L separated by commas, such as 0.5,1,2; got {text!r}.") from None
+
+
+def limit(
+    run: str,
+    /,
+    *,
+    at: str | None = None,
+    loss: str = "0.01,0.05,0.2",
+    absolute: Annotated[bool, Parameter(negative="")] = False,
+    masks: str = "random,magnitude",
+    draws: Annotated[int, WHOLE] = 5,
+    retrain: bool = True,
+    steps: Annotated[int, WHOLE] = 400,
+    weight_decay: float | None = None,
+    matrix: Literal["hessian", "gauss-newton"] = "hessian",
+    ignore: str | None = None,
+    dense: Annotated[int, WHOLE] = 3000,
+    options: Subject = Subject(),  # noqa: B008 (frozen)
+    common: Common = Common(),  # noqa: B008 (frozen)
+) -> None:
+    """How much of a solution can be pruned in one step: what its flatness predicts, what the quadratic says exactly, and what the network does, with and without retraining.
+
+    Largest prunable share, for each rise of the loss and kind of mask: from the Hessian's spectrum (equations 1 to 3), the exact least loss of the quadratic (4), its projection (5), the network at the projection,
+    and the least loss that L-BFGS finds in the axial subspace (a lower bound). With the curvature along the way to the projection, and how far the loss stays low along it. Computes in float64 unless told otherwise.
+
+    Examples:
+      landscape limit runs/a
+      landscape limit runs/t@level=5 --loss 0.02,0.1 --masks random,magnitude,obd
+      landscape limit runs/r --matrix gauss-newton --rows 5000 --no-retrain --draws 2 --dtype float32
+
+    Parameters
+    ----------
+    run
+        A RUN, or a point in it: RUN@step=500, RUN@level=5 of iterative pruning, whose survivors are then all there is.
+    at
+        Which point, where RUN names none: last (the default), init, or step=500.
+    loss
+        How much the loss may rise above that at the point, with commas. The loss includes the weight decay.
+    absolute
+        Take them as levels of the loss instead.
+    masks
+        Orders of pruning, with commas: random, magnitude, obd, obs, weight-gradient, fisher, synflow. The smallest go first, over all layers at once.
+    draws
+        Random orders, and directions on the sphere.
+    retrain
+        Train within the axial subspaces: the dearest part.
+    steps
+        Gradients of one retraining at most.
+    weight_decay
+        |w|^2 / 2 times this belongs to the loss; by default that of the run's recipe, 0 for what was imported.
+    matrix
+        The curvature: the Hessian, or the Gauss-Newton matrix, which has no negative directions.
+    ignore
+        Parameters that are not pruned: names or globs with commas. Biases and norms never are; by default those that the run did not prune.
+    dense
+        Form the matrix, so that its spectrum is exact, where at most so many weights survive; else Lanczos and conjugate gradients.
+    """
+    from landscape.cli.measuring import _about as told
+    from landscape.cli.measuring import _about_place, _site
+    from landscape.cli.reducing import _numbers
+    from landscape.runs import place
+
+    where = place(run, at)
+    common = common.resolved("float64")
+    own = where.run
+    decay = float(own.options.get("weight_decay", 0.0)) if weight_decay is None else weight_decay
+    chosen: dict[str, Any] = {
+        "absolute": absolute,
+        "draws": draws,
+        "weight_decay": decay,
+        "retrain": retrain,
+        "steps": steps,
+        "matrix": matrix,
+        "dense": dense,
+    }
+    levels, kinds = sorted(set(_numbers("--loss", loss, float))), _words(masks)
+    question = {**_about_place(where), "levels": levels, "masks": kinds, "ignore": ignore, **chosen}
+
+    def compute() -> Result:
+        from landscape import tickets
+        from landscape.analysis.limits import limit as measure
+        from landscape.masks import Mask
+        from landscape.pruning import prunable
+
+        site, task = _site(where, options, common)
+        f = site.train
+        mask = Mask.load(own.mask_path, f.model.layout) if own.mask_path.exists() else None
+        if ignore is None and own.record()["kind"] == "level":
+            among = tickets.prunable(f, tickets.plan(Run(own.folder.parent)))
+        else:
+            among = prunable(f, ignore=ignore or "")
+        found = measure(f, site.point, among, levels, mask=mask, kinds=kinds, seed=common.seed, **chosen)
+        return told(found, site, task)
+
+    answer(own, "limit", {**question, **_asked(options, common)}, compute, common.json, show=tell_table)
+
+
+def retraining(
+    run: str,
+    /,
+    *others: str,
+    levels: str | None = None,
+    options: Subject = Subject(),  # noqa: B008 (frozen)
+    common: Common = Common(),  # noqa: B008 (frozen)
+) -> None:
+    """What retraining does between two levels: magnitudes of the weights before pruning, after it and after retraining, thresholds, new small weights, distances.
+
+    Nothing is trained. Several runs stand side by side, such as the same tickets with weights rewound, with the learning rate rewound, and fine-tuned. The answer is
+    kept in the first run.
+
+    Examples:
+      landscape retraining runs/t
+      landscape retraining runs/rewound runs/lr-rewound runs/fine-tuned --levels 0,3,7
+
+    Parameters
+    ----------
+    run
+        A run of `landscape imp`.
+    others
+        More of the same task.
+    levels
+        From which level each drawn step goes, as 0,3,7 or 0-3; default the first, one in the middle and the last. All of them are measured.
+    """
+    from landscape import tickets
+    from landscape.analysis.magnitudes import Stage
+    from landscape.analysis.magnitudes import retraining as measure
+
+    common = common.resolved()
+    runs = [Run.open(Path(folder)) for folder in (run, *others)]
+    found = [tickets.levels(one) for one in runs]
+    for other in runs[1:]:
+        require_one_task(str(runs[0].folder), runs[0].options, runs[0].record().get("fingerprint"), other)
+    # --levels are those that the first run has; of the others what they have of these is drawn
+    drawn = [level.number for level in tickets.chosen(runs[0], levels)] if levels else []
+    folders = [str(one.folder.resolve()) for one in runs]
+    if len(set(folders)) < len(folders):
+        raise UsageError(f"a run is named twice: {', '.join(map(str, (run, *others)))}. Leave one out.")
+    question = {
+        "others": folders[1:],
+        "states": [[level.solution.checksum for level in there] for there in found],
+        "levels": drawn,
+        "dtype": common.dtype,
+    }
+
+    def stages(there: list[tickets.Level]) -> Iterator[Stage]:
+        for level in there:
+            trajectory = level.run.trajectory()
+            start, end = (
+                trajectory.row(trajectory.index(place.step)).point for place in (level.rewound, level.solution)
+            )
+            accuracy = level.final.get("test_accuracy")
+            yield Stage(level.number, level.mask, start, end, math.nan if accuracy is None else 1 - accuracy)
+
+    def compute() -> Result:
+        device, dtype = common.torch()
+        task, f, _ = tickets.objective(runs[0], code=options.task, data=options.data, device=device, dtype=dtype)
+        plans = [tickets.plan(one) for one in runs]
+        among = [tickets.prunable(f, plan) for plan in plans]
+        for one, mask in zip(runs, among, strict=True):
+            if mask != among[0]:
+                raise UsageError(
+                    f"{runs[0].folder} and {one.folder} may not prune the same weights (--output, --first, --ignore differ): their magnitudes cannot stand side by side. Give them one by one."
+                )
+        variants = [plan.variant for plan in plans]
+        names = [
+            f"{name} ({one.folder.name})" if variants.count(name) > 1 else name
+            for one, name in zip(runs, variants, strict=True)
+        ]
+        if len(set(names)) < len(names):  # folders of one name in different places
+            names = [f"{name} {number}" for number, name in enumerate(names, 1)]
+        about = {
+            "task": task.name,
+            "data": task.data.description,
+            "fingerprint": task.data.fingerprint,
+            "runs": [str(one.folder) for one in runs],
+            "seeds": [one.options["seed"] for one in runs],
+            "versions": runs[0].record()["versions"],
+            "made": now(),
+        }
+        sides = {name: stages(there) for name, there in zip(names, found, strict=True)}
+        return measure(sides, prunable=among[0], levels=drawn, provenance=about)
+
+    answer(runs[0], "retraining", question, compute, common.json, show=tell_table)
+
+
+def require_one_task(where: str, options: Mapping[str, Any], fingerprint: str | None, other: Run) -> None:
+    """Raise UsageError where a run is of another task, network or data than these options and this fingerprint of the data, which `where` names."""
+    for name in ("task", "width", "activation", "norm", "limit", "label_noise"):
+        one, two = options.get(name), other.options.get(name)
+        if one != two:
+            raise UsageError(f"{where} and {other.folder} differ in {name} ({one!r} and {two!r}): give runs of one task and one network.")  # fmt: skip
+    if fingerprint != other.record().get("fingerprint"):
+        raise UsageError(f"{where} and {other.folder} were made on different data. Give runs on the same rows.")
+
