@@ -20,8 +20,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## install, then train, measure and report on real data; prints where the report is
 	$(BIN)/landscape demo --out landscape-demo
 
-test: $(STAMP)  ## the tests (no GPU, no network, no download)
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## the tests, a process a core (no GPU, no network, no download)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(STAMP)  ## formatting rules, types, import directions
 	$(BIN)/ruff check landscape/*.py analysis cli tests benchmarks

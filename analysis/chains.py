@@ -1,18 +1,17 @@
 """Chains: the solutions of successive levels of iterative pruning, joined by straight paths. Does a level match the dense network where it is connected?
 
-Letters: D parameters, L levels, P pairs of levels, K points of a path, n dense replicates, N test rows.
+Letters: D parameters, L levels, K points of a path, n dense trainings, N test rows.
 
     w_l       the solution of level l: exact zeros outside its mask m_l
-    matching  E(w_l) <= mean(E dense) + eps,  eps the standard deviation of the error over dense replicates (Paul et al. 2023, definition 2.2)
+    matching  E(w_l) <= E(w_0) + eps,  eps the standard deviation of the error over dense trainings (Paul et al. 2023, definition 2.2)
     connected the linear-baseline barrier between two solutions is below a threshold (definition 2.3; 2 points of error in Frankle et al. 2020)
     d_l       |m_l w_tau - m_(l+1) w_tau|: how far the next pruning moves the weights that are rewound to
 
 The paper's statement: a level matches if and only if the straight path from the level before has no barrier. A path between two pruned points stays within the
 union of their masks: of nested masks, within that of the denser one. The authors' notebook prunes the midpoint by it, which here changes nothing.
 
-Both answers are yes, no or undecided. eps is estimated from n runs, and for few of them hardly known: of 3, its 95% interval is from half of the estimate to 6 times
-it (chi-squared, (n - 1) s^2 / eps^2). The gap E(w_l) - mean(E dense) has an error from the test rows, taken by row against level 0 (the same rows), and one of
-s / sqrt(n) from the mean over replicates.
+Both answers are yes, no or undecided, each by its own uncertainty (see landscape.analysis.ladders for matching): with few dense replicates eps is hardly known, and little is
+decided. So the table of both is given twice: by the estimates alone, and of the pairs where both are decided.
 
 Star shape: the set of solutions that are linearly connected to one, A, need not be convex. A triple is A-B and A-C connected, B-C not.
 
@@ -23,11 +22,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch
+from scipy import stats
 from torch import Tensor
 
 from landscape.analysis.barriers import (
@@ -36,6 +37,7 @@ from landscape.analysis.barriers import (
     POLICIES,
     UNNEEDED,
     End,
+    Hills,
     Interval,
     Policies,
     amount,
@@ -44,6 +46,7 @@ from landscape.analysis.barriers import (
     hills,
     recomputed,
 )
+from landscape.analysis.ladders import matching, spread
 from landscape.analysis.styles import BLUE, GREEN, GREY, ORANGE, PURPLE, SEQUENTIAL, VERMILION, heading, interactive
 from landscape.errors import UsageError, unknown
 from landscape.masks import Mask
@@ -55,7 +58,6 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 ANSWERS = ("yes", "undecided", "no")
-SURE = 1.96  # standard errors on either side of a 95% interval
 CLEAREST = 5  # triples that are listed: the rest are counted
 LOOKS = ((BLUE, "-", "o"), (VERMILION, "--", "s"), (GREEN, "-.", "D"), (PURPLE, ":", "v"))  # by policy
 
@@ -75,31 +77,32 @@ class Chain(Result):
     angular: np.ndarray  # (L - 1,) 2 angle / pi over the weights that both masks keep
     disagreement: np.ndarray  # (L - 1,) share of test rows with another predicted class; NaN without classes
     values: np.ndarray  # (L,) E(w_l) on the test rows, BatchNorm as trained
-    dense: np.ndarray  # (n,) E of the dense replicates; none where matching is not decided
-    eps: dict[str, float | None]  # value, low, high; None where unknown
-    gap: np.ndarray  # (L,) E(w_l) - mean(dense); NaN without replicates
-    gap_error: np.ndarray  # (L,) its standard error
+    dense: np.ndarray  # (n,) E of the dense trainings, level 0 among them
+    eps: float  # NaN where unknown
+    eps_interval: list[float]  # (2,) of 95%
+    gap: np.ndarray  # (L,) E(w_l) - E(w_0)
+    gap_error: np.ndarray  # (L,) its standard error over test rows, paired
     matching: list[str]  # (L,) yes, no, undecided
     connected: list[str]  # (L - 1,) the same, of successive levels
-    contingency: np.ndarray  # (3, 3) pairs by matching of the sparser level, and connected, in the order of ANSWERS
-    fisher: (
-        float | None
-    )  # p of Fisher's exact test on the decided pairs; None where a row or a column of the 2 x 2 table is empty
+    # (3, 3) pairs by matching of the sparser level, and connected, in the order of ANSWERS; degenerate ones are left out
+    decided: np.ndarray
+    # (2, 2) the same by the estimates alone, yes and no; zeros where eps is unknown
+    estimated: np.ndarray
+    # p of Fisher's exact test on both, of `decided` without the undecided; None where a row or a column is empty
+    fisher: dict[str, float | None]
     threshold: float  # below which a barrier counts as none
     masked: bool  # there are masks, and each lies within the one before
     matrix: dict[
         str, np.ndarray
-    ]  # value, low, high (L, L) of the headline barrier; empty where only successive pairs were asked for
+    ]  # value, low, high (L, L) of the headline barrier; empty where not all pairs were asked for
     blocks: list[list[int]]  # levels all connected with each other: maximal runs of two or more
     members: np.ndarray  # (L,) how many other levels are connected to each; empty without the matrix
     triples: np.ndarray  # (L,) of how many triples each is the centre
-    clearest: list[
-        dict[str, float]
-    ]  # triples: centre, first, second (levels), arms (the larger of their barriers), across
+    clearest: list[dict[str, float]]  # centre, first, second: levels; arms: the larger of their barriers; across
     projected: np.ndarray  # (L - 1,) |w_l - m_(l+1) w_l| / |w_l|; NaN without masks
     rewound_loss: dict[
         str, np.ndarray
-    ]  # (L,) train loss of the masked rewind points: "stored" and "recomputed" statistics; empty where not given
+    ]  # (L,) train loss by "stored" and "recomputed" statistics; empty where not given
     rewound_norm: np.ndarray  # (L,) |m_l w_tau|; empty where not given
     rewound_step: np.ndarray  # (L - 1,) d_l
     guessing: float | None  # loss of uniform guesses; None without classes
@@ -140,11 +143,12 @@ class Chain(Result):
                 f"({self.numbers[top]} to {self.numbers[top + 1]})"
             )
         text += f", below {amount(self.threshold, name)} in {_counted(self.connected)}"
-        if len(self.dense):
-            text += f"; matching: {_counted(self.matching)}"
-            both = self.contingency[[0, 2]][:, [0, 2]]
-            text += f"; of {both.sum()} decided pairs {both.trace()} are both or neither"
-            text += "" if self.fisher is None else f" (Fisher p {self.fisher:.2g})"
+        if math.isfinite(self.eps):
+            sure = self.decided[[0, 2]][:, [0, 2]]
+            text += f"; matching: {_counted(self.matching)}; both or neither: {self.estimated.trace()} of {self.estimated.sum()} pairs by the estimates"
+            text += "" if self.fisher["estimated"] is None else f" (Fisher p {self.fisher['estimated']:.2g})"
+            text += f", {sure.trace()} of {sure.sum()} decided ones"
+            text += "" if self.fisher["decided"] is None else f" (p {self.fisher['decided']:.2g})"
         if len(self.triples):
             text += f"; {len(self.blocks)} blocks of connected levels, {self.triples.sum()} triples that a star shape allows and a convex one does not"
         if self.bn[0] != UNNEEDED:
@@ -165,12 +169,15 @@ class Chain(Result):
             said.append(
                 "Each path stays within the denser level's mask: to prune it by that, as the authors' notebook does, changes nothing."
             )
-        if len(self.dense):
-            eps, low, high = (self.eps[key] for key in ("value", "low", "high"))
+        if math.isfinite(self.eps):
+            low, high = (_fine(end, name) for end in self.eps_interval)
             said.append(
-                f"Matching: {name} at most eps = {_or_unknown(eps, name)} (95% interval {_or_unknown(low, name)} to {_or_unknown(high, name)}) "
-                f"above the mean {_level(float(self.dense.mean()), name)} of {len(self.dense)} dense replicates; grey: that mean and eps. "
-                "Filled triangles match, empty ones do not, crossed ones are undecided."
+                f"Matching: {name} at most eps = {_fine(self.eps, name)} (95% interval {low} to {high}) above that of the dense solution, eps the standard deviation over "
+                f"{len(self.dense)} dense trainings; grey: the dense error and eps. Orange triangles surely match, white ones surely do not, grey ones are undecided."
+            )
+            said.append(
+                "Pairs by matching of the sparser level and connected (both, matching only, connected only, neither): "
+                f"{', '.join(map(str, self.estimated.ravel()))} by the estimates, {', '.join(map(str, self.decided[[0, 2]][:, [0, 2]].ravel()))} where both are decided."
             )
         if self.bn[0] != UNNEEDED:
             said += [f"BatchNorm {policy}: {POLICIES[policy]}." for policy in self.bn]
@@ -195,12 +202,13 @@ class Chain(Result):
     def table(self) -> list[tuple[str, ...]]:
         """See Result: a line for each pair of successive levels."""
         name = self.headline
-        head = ["levels", "density", name, "matching", "barrier", "95%", "connected", "midpoint"]
-        others = list(self.bn[1:])
-        head += [f"barrier ({policy})" for policy in others]
-        trained = "train loss" in self.curves[self.bn[0]]
-        head += [f"train-loss barrier ({policy})" for policy in self.bn] if trained else []
-        head += ["distance", "angle", "angular", "disagreement", "projection"]
+        head = ["levels", "density", name, "matching", "barrier", "95% interval", "connected", "midpoint"]
+        more = {f"barrier ({policy})": self.value(policy=policy) for policy in self.bn[1:]}
+        head += list(more)
+        named = [""] if self.bn == [UNNEEDED] else [f" ({policy})" for policy in self.bn]
+        losses = {f"train-loss barrier{label}": self.value("train loss", policy) for label, policy in zip(named, self.bn, strict=True)}  # fmt: skip
+        head += list(losses)
+        head += ["distance", "angle (degrees)", "angular", "disagreement", "projection"]
         head += [f"rewound loss ({key})" for key in self.rewound_loss]
         head += ["|m w_tau|", "d"] if len(self.rewound_norm) else []
         rows = [tuple(head)]
@@ -216,16 +224,16 @@ class Chain(Result):
                 f"{amount(low[i], name)} to {amount(high[i], name)}",
                 "degenerate" if self.degenerate[i] else self.connected[i],
                 amount(middles[i], name),
-                *(amount(self.value(policy=policy)[i], name) for policy in others),
+                *(amount(values[i], name) for values in more.values()),
             ]
-            row += [amount(self.value("train loss", policy)[i], "loss") for policy in self.bn] if trained else []
+            row += [amount(values[i], "loss") for values in losses.values()]
             row += [
                 f"{self.distance[i]:.4g}",
                 f"{self.angle[i]:.1f}",
                 f"{self.angular[i]:.3f}",
                 "" if math.isnan(self.disagreement[i]) else f"{self.disagreement[i]:.1%}",
                 "" if math.isnan(self.projected[i]) else f"{self.projected[i]:.3f}",
-                *(f"{losses[i + 1]:.4g}" for losses in self.rewound_loss.values()),
+                *(f"{values[i + 1]:.4g}" for values in self.rewound_loss.values()),
             ]
             row += [f"{self.rewound_norm[i]:.4g}", f"{self.rewound_step[i]:.4g}"] if len(self.rewound_norm) else []
             rows.append(tuple(row))
@@ -294,37 +302,28 @@ class Chain(Result):
         curve = self._scale * self.curves[policy][self.headline]
         return np.concatenate([i + self.alpha for i in range(len(curve))]), curve.ravel()
 
-    def _label_levels(self, ax: Axes, places: np.ndarray, labels: Sequence[str]) -> None:
-        step = math.ceil(len(places) / 12)  # more labels would run into each other
+    def _label(self, ax: Axes, places: np.ndarray, labels: Sequence[str], most: int = 12) -> None:
+        step = math.ceil(len(places) / most)  # more labels would run into each other
         ax.set_xticks(places[::step], labels[::step])
 
     def _path(self, ax: Axes) -> None:
         places = np.arange(len(self.numbers))
-        if len(self.dense):
-            mean, eps = self._scale * float(self.dense.mean()), self.eps["value"]
-            ax.axhline(mean, color=GREY, linewidth=0.8, zorder=1)
-            if eps is not None:
-                ax.axhspan(
-                    mean - self._scale * eps, mean + self._scale * eps, color=GREY, alpha=0.2, linewidth=0, zorder=0
-                )
+        if math.isfinite(self.eps):
+            base = self.values[0] - self.gap[0]
+            ax.axhspan(
+                self._scale * base, self._scale * (base + self.eps), color=GREY, alpha=0.3, linewidth=0, zorder=0
+            )
         for policy, (colour, dash, _) in zip(self.bn, LOOKS, strict=False):
             x, y = self._chained(policy)
             label = "straight paths" if policy == UNNEEDED else f"BatchNorm {policy}"
             ax.plot(x, y, dash, color=colour, linewidth=1.6 if policy == self.bn[0] else 0.9, label=label, zorder=3)
-        for answer, label, style in (
-            ("yes", "matching", {"markerfacecolor": ORANGE}),
-            ("undecided", "undecided", {"markerfacecolor": "white", "marker": "2"}),
-            ("no", "not matching", {"markerfacecolor": "white"}),
-        ):
+        colours = {"yes": ("matching", ORANGE), "undecided": ("undecided", "#cccccc"), "no": ("not matching", "white")}
+        for answer, (label, colour) in colours.items():
             chosen = np.array([own == answer for own in self.matching])
-            if not chosen.any():
-                continue
-            label = label if len(self.dense) else "solutions, as trained"
-            looks = {"marker": "^", "markersize": 7, "markeredgecolor": "black", "markeredgewidth": 0.8, **style}
-            if answer == "undecided":
-                looks |= {"marker": "^", "markerfacecolor": "#cccccc"}
-            ax.plot(places[chosen], self._scale * self.values[chosen], linestyle="none", label=label, zorder=4, **looks)
-        self._label_levels(ax, places, [f"{number}\n{share:.2g}" for number, share in zip(self.numbers, self.density, strict=True)])  # fmt: skip
+            if chosen.any():
+                label = label if math.isfinite(self.eps) else "solutions"
+                ax.plot(places[chosen], self._scale * self.values[chosen], "^", markersize=6, markerfacecolor=colour, markeredgecolor="black", markeredgewidth=0.7, label=label, zorder=4)  # fmt: skip
+        self._label(ax, places, [f"{number}\n{share:.2g}" for number, share in zip(self.numbers, self.density, strict=True)])  # fmt: skip
         ax.set_xlabel("level, below it the density")
         ax.set_ylabel(self._axis)
         heading(ax, "Error along the chain of solutions" if self._scale == 100 else "Loss along the chain of solutions", columns=3)  # fmt: skip
@@ -342,24 +341,25 @@ class Chain(Result):
         middle = self._scale * self.value(definition="midpoint")
         ax.plot(places, middle, "_", color="black", markersize=9, label="at the midpoint")
         ax.axhline(self._scale * self.threshold, color=GREY, linestyle=":", linewidth=1, label="threshold")
-        self._label_levels(ax, places, [f"{one}–{other}" for one, other in itertools.pairwise(self._ticks())])
+        self._label(ax, places, [f"{one}–{other}" for one, other in itertools.pairwise(self._ticks())], 7)
         ax.set_xlabel("levels")
         unit = "pp of test error" if self._scale == 100 else self.headline
         ax.set_ylabel(f"barrier ({unit})")
-        heading(ax, "Barrier between successive levels, 95% intervals", columns=2)
+        heading(ax, "Barrier between successive levels, 95% intervals", columns=len(self.bn) if len(self.bn) > 1 else 3)
 
     def _matrix(self, ax: Axes) -> None:
+        from matplotlib import colormaps
         from matplotlib.patches import Rectangle
 
         values = self._scale * self.matrix["value"]
-        image = ax.imshow(np.ma.masked_invalid(values), cmap=SEQUENTIAL, vmin=0, interpolation="nearest")
-        image.cmap.set_bad("#dddddd")
+        colours = colormaps[SEQUENTIAL].with_extremes(bad="#dddddd")
+        image = ax.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=0, interpolation="nearest")
         bar = ax.figure.colorbar(image, ax=ax, shrink=0.9)
         bar.set_label("barrier (pp)" if self._scale == 100 else "barrier")
         where = {number: i for i, number in enumerate(self.numbers.tolist())}
         for block in self.blocks:
             first, last = where[block[0]], where[block[-1]]
-            frame = Rectangle((first - 0.5, first - 0.5), last - first + 1, last - first + 1, fill=False, edgecolor=VERMILION, linewidth=1.6)  # fmt: skip
+            frame = Rectangle((first - 0.5, first - 0.5), last - first + 1, last - first + 1, fill=False, edgecolor=VERMILION, linewidth=1.6, clip_on=False, zorder=3)  # fmt: skip
             ax.add_patch(frame)
         places = np.arange(len(self.numbers))
         step = math.ceil(len(places) / 12)
@@ -379,10 +379,10 @@ class Chain(Result):
             ax.plot(places, losses, dash, color=colour, marker=marker, markersize=4, label=label)
         if self.guessing is not None:
             ax.axhline(self.guessing, color=GREY, linestyle=":", linewidth=1, label="uniform guessing")
-        self._label_levels(ax, places, self._ticks())
+        self._label(ax, places, self._ticks())
         ax.set_xlabel("level")
         ax.set_ylabel(f"train loss ({self.loss})")
-        heading(ax, "Rewind points under each level's mask", columns=3)
+        heading(ax, "Rewind points under each level's mask", columns=2)
 
 
 # -- the question -----------------------------------------------------------------------------------------------------
@@ -396,7 +396,9 @@ def chain(
     masks: Sequence[Mask] | None = None,
     *,
     numbers: Sequence[int] | None = None,
+    density: Sequence[float] | None = None,
     dense: Sequence[float] = (),
+    dense_end: End | None = None,
     eps: float | None = None,
     rewound: Tensor | None = None,
     rewound_buffers: Sequence[Buffers] | None = None,
@@ -410,10 +412,11 @@ def chain(
     """Barriers between the solutions (L, D) of levels, and which levels match.
 
     buffers, masks: of each level; by default the objective's buffers, and no masks. The points are taken with exact zeros outside their masks.
-    numbers: of the levels, ascending; by default 0, 1, ... The first is the one that the others' errors are compared with row by row: level 0.
-    dense: test errors (losses, where the loss does not classify) of networks trained without pruning from other seeds, level 0's among them.
-        Without any, matching stays undecided.
-    eps: how much above them counts as matching; by default their standard deviation, of which there is none for less than 2.
+    numbers: of the levels, ascending; by default 0, 1, ...
+    density: of the levels; by default the share of all parameters that survive.
+    dense: test errors (losses, where the loss does not classify) of networks trained without pruning, level 0 among them.
+    dense_end: the dense solution, with whose answers those of the levels are compared row by row; by default the first level's.
+    eps: how much above it counts as matching; by default the standard deviation of `dense`, of which there is none for less than 2: then it is undecided.
     rewound, rewound_buffers: the rewind points (L, D), each under its level's mask, with their buffers.
     pairs: `all` adds the matrix over all pairs of levels, by test rows alone under the first policy, and the star-shape test.
     points: of each path; 11, since a chain is many paths. Take 25 to compare with git-re-basin.
@@ -438,10 +441,16 @@ def chain(
     connected = found.decided(threshold)
     by_row = [_by_row(test.with_buffers(end.buffers or {}), end.point) for end in ends]
     values = np.array([rows.mean() for rows in by_row])
-    bounds = _eps(dense, eps)
-    gap, gap_error = _gap(by_row, values, dense)
-    matching = [_matches(one, error, bounds) for one, error in zip(gap, gap_error, strict=True)]
-    counts, p = _contingency(matching[1:], connected, found.degenerate)
+    base = by_row[0] if dense_end is None else _by_row(test.with_buffers(dense_end.buffers or {}), dense_end.point)
+    gap = np.array([(rows - base).mean() for rows in by_row])
+    gap_error = np.array([(rows - base).std() / math.sqrt(len(rows)) for rows in by_row])
+    bound, interval = spread(dense) if eps is None else (eps, [eps, eps])
+    verdicts = [matching(one, error, bound, interval) for one, error in zip(gap, gap_error, strict=True)]
+    verdicts = ["undecided" if verdict == "unknown" else verdict for verdict in verdicts]
+    decided = _crossed(verdicts[1:], connected, found.degenerate)
+    matched = ["undecided" if math.isnan(bound) else "yes" if one <= bound else "no" for one in gap[1:]]
+    below = ["yes" if one < threshold else "no" for one in found.intervals[found.policies[0]].value]
+    estimated = _crossed(matched, below, found.degenerate)[[0, 2]][:, [0, 2]]
 
     matrix: dict[str, np.ndarray] = {}
     blocks: list[list[int]] = []
@@ -466,9 +475,13 @@ def chain(
             "D": train.model.layout.dim,
             "seed": seed,
         },
-        warnings=tuple(_cautions(numbers, found.degenerate, found.policies, masks, nested, len(dense), eps)),
+        warnings=tuple(
+            _cautions(
+                numbers, values, test.loss.classifies, found, masks, nested, None if eps is not None else len(dense)
+            )
+        ),
         numbers=np.array(numbers),
-        density=np.array([1.0 if end.mask is None else end.mask.density for end in ends]),
+        density=np.array(density or [1.0 if end.mask is None else end.mask.density for end in ends]),
         alpha=found.alpha,
         curves=found.curves,
         intervals={policy: _arrays(own) for policy, own in found.intervals.items()},
@@ -479,13 +492,15 @@ def chain(
         disagreement=found.disagreement,
         values=values,
         dense=np.array(dense, dtype=float),
-        eps=bounds,
+        eps=bound,
+        eps_interval=interval,
         gap=gap,
         gap_error=gap_error,
-        matching=matching,
+        matching=verdicts,
         connected=connected,
-        contingency=counts,
-        fisher=p,
+        decided=decided,
+        estimated=estimated,
+        fisher={"estimated": _fisher(estimated), "decided": _fisher(decided[[0, 2]][:, [0, 2]])},
         threshold=threshold,
         masked=nested,
         matrix=matrix,
@@ -494,7 +509,7 @@ def chain(
         triples=triples,
         clearest=clearest,
         projected=_projected(solutions, masks),
-        rewound_loss=_rewound_losses(train, rewound, rewound_buffers, statistics),
+        rewound_loss=_rewound_losses(train, rewound, rewound_buffers, statistics, found.policies != (UNNEEDED,)),
         rewound_norm=norms,
         rewound_step=steps,
         guessing=_guessing(train),
@@ -517,51 +532,18 @@ def _by_row(f: Objective, z: Tensor) -> np.ndarray:
     return (1 - right if f.loss.classifies else losses).cpu().double().numpy()
 
 
-def _eps(dense: Sequence[float], given: float | None) -> dict[str, float | None]:
-    """eps with its 95% interval: as given, or the standard deviation of the dense errors, of n normal ones (n - 1) s^2 / eps^2 is chi-squared."""
-    if given is not None:
-        return {"value": given, "low": given, "high": given}
-    n = len(dense)
-    if n < 2:
-        return {"value": None, "low": None, "high": None}
-    from scipy.stats import chi2
-
-    deviation = float(np.std(dense, ddof=1))
-    low, high = (deviation * math.sqrt((n - 1) / chi2.ppf(q, n - 1)) for q in (0.975, 0.025))
-    return {"value": deviation, "low": low, "high": high}
-
-
-def _gap(by_row: Sequence[np.ndarray], values: np.ndarray, dense: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """E(w_l) - mean(dense) (L,) and its standard error: of the rows, paired with the first level's; and of the mean over replicates."""
-    if not len(dense):
-        return np.full(len(values), math.nan), np.full(len(values), math.nan)
-    from_rows = np.array([np.std(rows - by_row[0]) / math.sqrt(len(rows)) for rows in by_row])
-    from_runs = np.std(dense, ddof=1) / math.sqrt(len(dense)) if len(dense) > 1 else 0.0
-    return values - np.mean(dense), np.sqrt(from_rows**2 + from_runs**2)
-
-
-def _matches(gap: float, error: float, eps: Mapping[str, float | None]) -> str:
-    """Whether the gap is at most eps, each with its uncertainty."""
-    low, high = eps["low"], eps["high"]
-    if math.isnan(gap) or low is None or high is None:
-        return "undecided"
-    return "yes" if gap + SURE * error <= low else "no" if gap - SURE * error > high else "undecided"
-
-
-def _contingency(
-    matching: Sequence[str], connected: Sequence[str], degenerate: np.ndarray
-) -> tuple[np.ndarray, float | None]:
-    """Pairs by matching and connected (3, 3) in the order of ANSWERS, those that are degenerate left out; and Fisher's p of the decided ones."""
+def _crossed(matching: Sequence[str], connected: Sequence[str], degenerate: np.ndarray) -> np.ndarray:
+    """Pairs by matching and connected (3, 3) in the order of ANSWERS; those that are degenerate say nothing."""
     counts = np.zeros((3, 3), dtype=int)
     for one, other, bad in zip(matching, connected, degenerate, strict=True):
         if not bad:
             counts[ANSWERS.index(one), ANSWERS.index(other)] += 1
-    both = counts[[0, 2]][:, [0, 2]]
-    if not (both.sum(0).all() and both.sum(1).all()):
-        return counts, None
-    from scipy.stats import fisher_exact
+    return counts
 
-    return counts, float(fisher_exact(both)[1])
+
+def _fisher(both: np.ndarray) -> float | None:
+    """p of Fisher's exact test on a table (2, 2); None where it can show nothing."""
+    return float(stats.fisher_exact(both)[1]) if both.sum(0).all() and both.sum(1).all() else None
 
 
 # -- all pairs --------------------------------------------------------------------------------------------------------
@@ -631,7 +613,11 @@ def _rewinding(rewound: Tensor | None, masks: Sequence[Mask] | None) -> tuple[np
 
 
 def _rewound_losses(
-    train: Objective, rewound: Tensor | None, buffers: Sequence[Buffers] | None, statistics: Objective | None
+    train: Objective,
+    rewound: Tensor | None,
+    buffers: Sequence[Buffers] | None,
+    statistics: Objective | None,
+    normalised: bool,
 ) -> dict[str, np.ndarray]:
     """Train loss of the rewind points (L,), with BatchNorm's statistics as stored and, where there are any, taken anew."""
     if rewound is None:
@@ -639,9 +625,9 @@ def _rewound_losses(
     points = rewound.to(train.device, train.dtype)
     owns = [train.with_buffers(own) for own in (buffers or [train.buffers] * len(points))]
     losses = {"stored": np.array([float(f(z)) for f, z in zip(owns, points, strict=True)])}
-    anew = [recomputed((statistics or train).with_buffers(f.buffers), z) for f, z in zip(owns, points, strict=True)]
-    if any(new.buffers is not f.buffers for new, f in zip(anew, owns, strict=True)):
-        losses["recomputed"] = np.array([float(train.with_buffers(new.buffers)(z)) for new, z in zip(anew, points, strict=True)])  # fmt: skip
+    if normalised:
+        taken = [recomputed((statistics or train).with_buffers(f.buffers), z).buffers for f, z in zip(owns, points, strict=True)]  # fmt: skip
+        losses["recomputed"] = np.array([float(train.with_buffers(own)(z)) for own, z in zip(taken, points, strict=True)])  # fmt: skip
     return losses
 
 
@@ -658,7 +644,7 @@ def _guessing(f: Objective) -> float | None:
     if not f.loss.classifies:
         return None
     targets = f.rows.targets
-    return math.log(max(len(targets[targets >= 0].unique()), 2))
+    return math.log(max(len(torch.unique(targets[targets >= 0])), 2))
 
 
 # -- checks and words -------------------------------------------------------------------------------------------------
@@ -691,32 +677,38 @@ def _check(
 
 
 def _pruned(points: Tensor, masks: Sequence[Mask]) -> Tensor:
-    import torch
-
     return torch.stack([mask.apply(point) for mask, point in zip(masks, points, strict=True)])
 
 
 def _cautions(
     numbers: Sequence[int],
-    degenerate: np.ndarray,
-    policies: Sequence[str],
+    values: np.ndarray,
+    classifies: bool,
+    found: Hills,
     masks: Sequence[Mask] | None,
     nested: bool,
-    n: int,
-    eps: float | None,
+    n: int | None,
 ) -> Iterator[str]:
-    bad = [f"{one} to {other}" for (one, other), is_bad in zip(itertools.pairwise(numbers), degenerate, strict=True) if is_bad]  # fmt: skip
+    """Sentences; n: of dense trainings, None where eps is given."""
+    named = [f"{one} to {other}" for one, other in itertools.pairwise(numbers)]
+    bad = [pair for pair, is_bad in zip(named, found.degenerate, strict=True) if is_bad]
     if bad:
         yield f"An end at chance or not finite, or both ends one point: levels {', '.join(bad)}. Between points that know nothing a small barrier shows nothing."
+    steep = [pair for pair, gap in zip(named, np.abs(np.diff(values)), strict=True) if classifies and gap > 2 * NEAR_CHANCE]  # fmt: skip
+    if steep:
+        yield (
+            f"The ends differ by more than {amount(2 * NEAR_CHANCE, 'error')}: levels {', '.join(steep)}. A path that rises all the way has no barrier over the linear "
+            "baseline: connected there does not mean as good."
+        )
     if masks is not None and not nested:
         yield "The masks are not nested: the straight path leaves the denser level's axial subspace, and to prune the midpoint by its mask would change it."
     if any(after - before > 1 for before, after in itertools.pairwise(numbers)):
         yield "Levels are left out: the barriers of neighbours here are not all of successive levels."
-    if n == 0:
-        yield "No dense replicates: which levels match is undecided."
-    elif eps is None and n == 1:
-        yield "One dense network has no standard deviation: which levels match is undecided. Give more replicates, or eps."
-    if policies[0] == "average":
+    if n is not None and n < 2:
+        yield f"{n} dense trainings have no standard deviation: which levels match is undecided. Give --replicates to `landscape imp`, or eps."
+    elif n is not None and n < 4:
+        yield f"{n} dense trainings tell their standard deviation poorly: few levels are decided. Give --replicates 5 to `landscape imp`."
+    if found.policies[0] == "average":
         yield "BatchNorm statistics are averaged along the path, which exaggerates the barrier unless the ends share most of their training."
 
 
@@ -735,5 +727,6 @@ def _level(value: float, name: str) -> str:
     return f"{value:.2%}" if name.endswith("error") else f"{value:.4g}"
 
 
-def _or_unknown(value: float | None, name: str) -> str:
-    return "unknown" if value is None else amount(value, name)
+def _fine(value: float, name: str) -> str:
+    """A small difference, with a digit more than `amount` has."""
+    return f"{100 * value:.2f} pp" if name.endswith("error") else f"{value:.3g}"

@@ -68,7 +68,7 @@ class Siblings:
     control: bool = False  # trained for all T steps with the schedule begun anew
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class State:
     """All replicates of one state: what a point of the curve is."""
 
@@ -331,7 +331,8 @@ class Instability(Result):
     def _shares(self) -> np.ndarray:
         """Distance over the mean way of the two children (P,); NaN where they did not move."""
         way = self.columns["travelled"]
-        return np.divide(self.columns["distance"], way, out=np.full(len(way), np.nan), where=way > 0)
+        found: np.ndarray = np.divide(self.columns["distance"], way, out=np.full(len(way), np.nan), where=way > 0)
+        return found
 
     def panels(self) -> tuple[str, ...]:
         """`barrier`, the ends' `error` (or loss), `distance`, and of classes `disagreement`."""
@@ -458,7 +459,8 @@ class Instability(Result):
                 room = 0.06 * (places[-1] - places[0]) or 0.5
                 ax.set_xlim(places[0] - room, places[-1] + room)
             ax.set_xlabel(f"step k of the state (of {self.steps:,})" if states else "")
-        span, chosen = (at[-1] - at[0]) or 1.0, []
+        span = (at[-1] - at[0]) or 1.0
+        chosen: list[tuple[float, float]] = []
         for place, where in zip(places, at, strict=True):
             if not chosen or (where - chosen[-1][1]) / span >= 0.085:
                 chosen.append((place, where))
@@ -582,19 +584,27 @@ def instability(
     return dataclasses.replace(answer, warnings=tuple(_warnings(answer)))
 
 
-def next_step(answer: Instability, level: int, tolerance: float) -> int | None:
-    """The step to measure next on the way to a level's first stable one, by bisection between the last that is not stable and the first from which on all are; None where it is found.
+def candidates(steps: int, tolerance: float) -> list[int]:
+    """The steps among which bisection looks for the first stable one: 0, and then each about (1 + tolerance) times the one before, up to the last step but one. Stability sets in early, so that they are dense there.
 
-    Steps are halved on a logarithmic axis, as stability sets in early. At step T the children are one point, so that T needs no measurement. tolerance: the share of the first stable step within which it is known.
+    Raises UsageError for a tolerance that is not positive.
+    """
+    if not 0 < tolerance < math.inf:
+        raise UsageError(f"the tolerance is a positive share of the first stable step; got {tolerance}.")
+    found = [0]
+    while (following := max(found[-1] + 1, math.floor(found[-1] * (1 + tolerance)))) < steps:
+        found.append(following)
+    return found
+
+
+def next_step(answer: Instability, level: int, among: Sequence[int]) -> int | None:
+    """Of candidates, ascending, the one to measure next on the way to a level's first stable step; None where it is found, or all there are have been measured.
+
+    Bisection between the last measured step that is not stable and the first from which on all are. At the end of the training children are one point, so that it needs no measurement.
     """
     before, first = answer.first_stable(level)
-    if before is None:
-        return None if first == 0 else 0
-    high = answer.steps if first is None else first
-    if high - before <= max(1, tolerance * high):
-        return None
-    middle = round(math.sqrt((before + 1) * (high + 1))) - 1
-    return min(max(middle, before + 1), high - 1)
+    between = [step for step in among if (before is None or step > before) and (first is None or step < first)]
+    return between[len(between) // 2] if between else None
 
 
 def _pairs(families: Sequence[Siblings]) -> tuple[list[tuple[End, End]], dict[str, np.ndarray]]:
@@ -652,17 +662,13 @@ def _warnings(answer: Instability) -> Iterator[str]:
     if words := named("degenerate"):
         yield f"degenerate: {words}. Children are at chance, not finite, or one point: a small barrier between them shows nothing, and the state is not counted as stable. Where they know nothing, train with a smaller --lr, or with --warmup."
     if words := named("undecided"):
-        yield f"undecided at 95%: {words}. More --replicates, or more rows, would decide."
+        yield f"undecided at 95%: {words}. More replicates, or more rows, would decide."
     for line in answer.lines:
         before, _ = _onset(line)
-        early = [
-            state
-            for state in line
-            if state.stable == "yes" and before is not None and line.index(state) < line.index(before)
-        ]
-        if early:
-            yield f"stability comes and goes: {answer.named(early[0])} is stable, and {answer.named(before)} after it is not. What is called stable from somewhere on is so from there on."  # type: ignore[arg-type]
+        early = [state for state in line[: line.index(before)] if state.stable == "yes"] if before is not None else []
+        if before is not None and early:
+            yield f"stability comes and goes: {answer.named(early[0])} is stable, and {answer.named(before)} after it is not. What is called stable from somewhere on is so from there on."
     if len(np.unique(columns["replicate"])) == 1:
-        yield "one replicate: what is said is about this one initialisation, and its spread over others is unknown. Add --replicates."
+        yield "one replicate: what is said is about this one initialisation, and the spread over others is unknown. Of a task, add --replicates; of tickets, make further runs of imp with other seeds."
     if answer.policies[0] == "average":
         yield "BatchNorm statistics are averaged along the path, which exaggerates barriers. Recompute them."

@@ -182,7 +182,7 @@ class Ladder(Result):
             )
         self._axis(ax)
         ax.set_ylabel(label)
-        heading(ax, "")
+        heading(ax, "Solution of each level", ax.get_legend_handles_labels()[0])
 
     def _plot_layers(self, ax: Axes) -> None:
         from matplotlib import colormaps
@@ -207,7 +207,8 @@ class Ladder(Result):
         ax.set_ylim(100 * lows.min() / 1.5, 150)
         self._axis(ax)
         ax.set_ylabel("weights of the layer that survive (%)")
-        heading(ax, "", columns=2)
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        heading(ax, "Where the survivors are", ax.get_legend_handles_labels()[0], columns=3)
 
     def _axis(self, ax: Axes) -> None:
         ax.set_xscale("log")

@@ -38,7 +38,7 @@ from landscape.errors import LandscapeError, UsageError, unknown
 from landscape.functionals import Measure, measure, standard_error
 from landscape.masks import Mask
 from landscape.objectives import Objective, dtype_name, require_finite
-from landscape.operators import SearchSpace, SymmetricOperator
+from landscape.operators import SearchSpace, SymmetricOperator, eigenpairs
 from landscape.rays import random_directions
 from landscape.results import Result
 from landscape.seeds import child_seed, generator
@@ -56,7 +56,7 @@ PREDICTED, QUADRATIC, MEASURED = axial.FORMS, ("minimum", "projection"), ("unret
 DRAWS = 5
 # up to so many survivors the matrix is formed (72 MB) and all is exact: 3,000 products, a minute for networks of that size. Beyond, Lanczos and conjugate gradients
 DENSE = 3000
-# gradients of a retraining: on digits 400 find all but 0.01 of the share that 2,000 find
+# gradients of a retraining: on digits 400 find all but 0.02 of the share that 2,000 find, for half of the time
 STEPS = 400
 HISTORY = 20  # pairs of L-BFGS: half of the steps that 10 take near a minimum, and their memory is small beside that of the rows
 FLAT = 1e-6  # of the gradient at the start of a retraining, largest entry: there it has converged
@@ -67,6 +67,7 @@ SHARES = (
 RADII = 4000  # steps of a distance up to `FAR` times |w|: a robust distance is told to 1 / 2,000 of |w|
 FAR = 2.0  # times |w|: beyond the projection to 0, which is at |w|
 SOLVED = 1e-4  # residual of conjugate gradients: the loss errs by its square, and a limit is told to 1 / 128
+ALIGNED = 0.25  # share of |H|^2 that the diagonal holds beyond what it does by chance: 0.02 on a digits network, 1 for a diagonal matrix, of which eq. 1 to 3 are wrong by a factor of two
 GAIN = 0.1  # of the least epsilon: a larger gain of a Newton step is told
 
 
@@ -148,7 +149,7 @@ class Limit(Result):
             f"{held:,} biases and others that are kept belong to D and to the curvature, and are never pruned. {loss}, on {self.provenance.get('rows', 'all')} training rows; {self.base:.4g} at w. "
         )
         if "random" in self.masks:
-            text += f"Random masks: {self.draws} nested orders; errors are standard errors of their mean. "
+            text += f"Random masks: {self.draws} nested orders; errors are standard errors of their mean, the band of the curvature is the standard deviation. "
         text += (
             f"Predicted from the eigenvalues of the {_MATRICES[self.matrix]} among the survivors{'' if self.dense else ' (Lanczos quadrature)'}: Gordon, eq. 1 and 2, conservative by the factor 1 - α in ε; free probability, eq. 3; "
             "naive, the length taken for the distance, for comparison only. Minimum: exact least loss of the quadratic, eq. 4 (block OBS)"
@@ -180,10 +181,10 @@ class Limit(Result):
                     (
                         self._level(row),
                         kind,
-                        *(_spoken(*self.limits[kind][name][:, row]) for name in self.methods),
+                        *(_share(*self.limits[kind][name][:, row]) for name in self.methods),
                         f"{found['predicted'][row]:.3g}",
-                        _spoken(*found["distance"][:, row], digits=3),
-                        _spoken(*self.robust["sphere"]["distance"][:, row], digits=3),
+                        _short(*found["distance"][:, row]),
+                        _short(*self.robust["sphere"]["distance"][:, row]),
                     )
                 )
         return rows
@@ -286,7 +287,7 @@ class Limit(Result):
         ax.set_xlim(0, 1)
         ax.set_xlabel("pruned share of the prunable weights")
         ax.set_ylabel("rise of the loss")
-        heading(ax, "Rise of the loss (grey: the levels)", columns=3)
+        heading(ax, "Rise of the loss (grey: the levels)", columns=2)
 
     def _lines(self, kind: str) -> dict[str, np.ndarray]:
         """Rises (M,) of the loss by method."""
@@ -353,12 +354,19 @@ _LOOKS: dict[str, dict[str, Any]] = {
     "retrained": {"color": "#000000", "marker": "s"},
 }
 _SYMBOLS = {"o": "circle-open", "^": "triangle-up-open", "x": "x", "D": "diamond", "v": "triangle-down", "s": "square"}
-_DASHES = {"gordon": "-", "free-probability": "--", "minimum": "-.", "unretrained": ":"}
+_DASHES: dict[str, Any] = {"gordon": "-", "free-probability": "--", "minimum": "-.", "unretrained": ":"}
 
 
-def _spoken(value: float, error: float, digits: int = 2) -> str:
-    words = f"{value:.{digits}f}" if digits == 2 else f"{value:.{digits}g}"
-    return f"{words} ± {error:.2g}" if np.isfinite(error) and error > 0 else words
+def _share(value: float, error: float) -> str:
+    return f"{value:.2f}{_within(error)}"
+
+
+def _short(value: float, error: float) -> str:
+    return f"{value:.3g}{_within(error)}"
+
+
+def _within(error: float) -> str:
+    return f" ± {error:.2g}" if np.isfinite(error) and error > 0 else ""
 
 
 # -- the objective, whole or pruned -----------------------------------------------------------------------------------
@@ -411,21 +419,17 @@ class _Retraining:
         kept = np.ones(len(self.z), dtype=bool)
         kept[self.order[:k]] = False
         inner = self.loss.within(kept)
-        best, state = math.inf, (math.nan, False)
-        for start in (lambda: self.z, lambda: self.minimiser(k)):
-            value, *ended = self._descend(inner, start()[kept], goal)
-            if value < best:
-                best, state = value, (ended[0], ended[1])
-            if best <= goal:
-                break
+        best, state = self._descend(inner, self.z[kept], goal)
+        if best > goal:
+            other, ended = self._descend(inner, self.minimiser(k)[kept], goal)
+            best, state = (other, ended) if other < best else (best, state)
         self.refused[k] = state
         return best
 
-    def _descend(self, inner: _Penalised, start: np.ndarray, goal: float) -> tuple[float, float, bool]:
-        """Rise, gradient norm, and whether that has converged."""
+    def _descend(self, inner: _Penalised, start: np.ndarray, goal: float) -> tuple[float, tuple[float, bool]]:
+        """The rise, and the gradient norm there with whether that has converged."""
         if not len(start):
-            return float(inner(torch.zeros(0, dtype=inner.f.dtype, device=inner.f.device))) - self.base, 0.0, True
-        first: list[float] = []
+            return float(inner(torch.zeros(0, dtype=inner.f.dtype, device=inner.f.device))) - self.base, (0.0, True)
 
         def slope(x: np.ndarray) -> tuple[float, np.ndarray]:
             value, gradient = inner.slope(torch.from_numpy(x).to(inner.f.device, inner.f.dtype))
@@ -438,15 +442,14 @@ class _Retraining:
                 raise StopIteration
 
         value, gradient = slope(start)
-        first.append(float(np.abs(gradient).max()))
         if value <= goal:
-            return value, float(np.linalg.norm(gradient)), True
+            return value, (float(np.linalg.norm(gradient)), True)
         rounding = float(torch.finfo(inner.f.dtype).eps)
         found = minimize(
             slope, start, jac=True, method="L-BFGS-B", callback=stop,
-            options={"maxfun": self.steps, "maxiter": self.steps, "maxcor": HISTORY, "gtol": FLAT * first[0], "ftol": 10 * rounding},
+            options={"maxfun": self.steps, "maxiter": self.steps, "maxcor": HISTORY, "gtol": FLAT * float(np.abs(gradient).max()), "ftol": 10 * rounding},
         )  # fmt: skip
-        return float(found.fun), float(np.linalg.norm(found.jac)), int(found.status) == 0
+        return float(found.fun), (float(np.linalg.norm(found.jac)), int(found.status) == 0)
 
 
 # -- the quadratic ----------------------------------------------------------------------------------------------------
@@ -470,7 +473,7 @@ class _Quadratic:
     z: Tensor  # (d,)
     density: Measure
     matrix: np.ndarray | None  # (d, d) definite
-    values: np.ndarray  # eigenvalues seen, or all
+    values: np.ndarray  # all eigenvalues, or the lowest and the largest seen
     products: int
     loose: int = 0  # solutions that did not converge
 
@@ -488,10 +491,15 @@ class _Quadratic:
             raise LandscapeError(
                 f"the curvature at w is nowhere positive, {largest:.3g} being the largest eigenvalue seen: this is no minimum, and its loss limits no pruning."
             )
-        # of an indefinite matrix conjugate gradients find no minimum: all eigenvalues are shifted by the lowest, which makes losses no smaller and limits no larger
+        products = density.products + space.products
+        if lowest <= 0:
+            # of an indefinite matrix conjugate gradients find no minimum: all eigenvalues are shifted by the lowest, which makes losses no smaller and limits no larger
+            end = eigenpairs(operator, 1, generator=generator(seed, "limit", 1), which="smallest")
+            lowest = float(end.values[0] - end.residuals[0])
+            products += end.products
         ridge = max(0.0, -lowest) + axial.FLOOR * largest
         shifted = dataclasses.replace(operator, product=lambda v: operator.product(v) + ridge * v)
-        return _Quadratic(shifted, z, density, None, points, density.products + space.products)
+        return _Quadratic(shifted, z, density, None, np.array([lowest, largest]), products)
 
     def gain(self, gradient: Tensor) -> float:
         """g.H^-1 g / 2."""
@@ -819,21 +827,20 @@ def _warnings(found: Limit, loose: int) -> list[str]:
     notes = []
     if found.gain > GAIN * found.epsilons[0]:
         notes.append(
-            f"w is no minimum: its gradient has norm {found.gradient:.2g}, by which a Newton step would gain a loss of {found.gain:.2g}, beside a least rise of {found.epsilons[0]:.3g}. The quadratic leaves that out, and its limits are too small. Train on, or ask for larger rises."
+            f"w is no minimum: its gradient has norm {found.gradient:.2g}, by which a Newton step would gain a loss of {found.gain:.2g}, beside a least rise of {found.epsilons[0]:.3g}. The quadratic leaves that out, and its limits are rough. Train on, or ask for larger rises."
         )
     if found.negative >= 0.5:
-        spectrum = (
-            f"{found.negative:.0f} of {found.dim:,} eigenvalues are not positive, {found.extremes[0]:.3g} at the least"
-        )
         treated = (
-            "are raised to 1e-8 of the largest"
+            "raised to 1e-8 of the largest"
             if found.dense
-            else "all are shifted by the least, which makes its limits smaller"
+            else "shifted with all the others until none is negative, which makes limits smaller"
         )
         notes.append(
-            f"{spectrum}: eq. 1 to 3 count them as directions without curvature, and for eq. 4 they {treated}. The Gauss-Newton matrix has none (--matrix gauss-newton)."
-            if found.dense
-            else f"{spectrum}: eq. 1 to 3 count them as directions without curvature, and for eq. 4 {treated}. The Gauss-Newton matrix has none (--matrix gauss-newton)."
+            f"{found.negative:.0f} of {found.dim:,} eigenvalues are not positive, {found.extremes[0]:.3g} at the least: eq. 1 to 3 count them as directions without curvature, and for eq. 4 they are {treated}. The Gauss-Newton matrix has no negative ones (--matrix gauss-newton)."
+        )
+    if found.alignment[0] - found.alignment[1] > ALIGNED:
+        notes.append(
+            f"the diagonal holds {found.alignment[0]:.0%} of |H|², and {found.alignment[1]:.0%} where eigenvectors are in random position, which eq. 1 to 3 assume: here they lie along the axes, and only eq. 4 is to be trusted."
         )
     if loose:
         notes.append(
@@ -842,6 +849,6 @@ def _warnings(found: Limit, loose: int) -> list[str]:
     unsettled = sum(int(one["unconverged"].sum()) for one in found.stopped.values())
     if unsettled:
         notes.append(
-            f"{unsettled} retrainings next to a limit were stopped at {found.steps} gradients, the largest gradient norm left being {max(float(one['gradient'].max()) for one in found.stopped.values()):.2g}: with more --steps the limit may be larger."
+            f"next to a limit {unsettled} of the retrainings had to be stopped at {found.steps} gradients, the largest gradient norm left being {max(float(one['gradient'].max()) for one in found.stopped.values()):.2g}: with more --steps the limit may be larger."
         )
     return notes

@@ -39,6 +39,7 @@ DECADES = (-12, 4)
 PER_DECADE = 12
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 SHOWN = 3  # levels in a panel of histograms, where none are asked for: the first, one in the middle, the last
+TAIL = 0.005  # of the survivors: those smaller than the others' by decades are counted, and lie left of the picture
 DRAWN = 24  # tensors in the panel of layers: more names than that do not fit its height
 
 
@@ -105,8 +106,8 @@ class Retraining(Result):
         about = self.provenance
         text = (
             f"Magnitudes of the {self.prunable:,} weights that may be pruned, at the levels of {len(self.variants)} iterative {'pruning' if len(self.variants) == 1 else 'prunings'} ({', '.join(self.variants)}). "
-            f"Histograms over the survivors, {PER_DECADE} bins a decade of |w|, as shares of the survivors before pruning, so that areas compare: grey the solution of a level, blue its projection (pruned, not yet trained), "
-            "vermilion the solution of the next level; the dotted line is the pruning threshold. A row is one step; rows are moved apart, and drawn to one scale. "
+            f"Histograms over the survivors, {PER_DECADE} bins a decade of |w|, as shares of the survivors before pruning, so that areas of a row compare: grey the solution of a level, blue its projection (pruned, not yet trained), "
+            "vermilion the solution of the next level; the dotted line is the pruning threshold. A row is one step, drawn to its own peak. "
             "New small weights: the share of survivors that retraining brought to the threshold before it or below; thin lines: the pruned share, which it is where retraining restores the distribution. "
             "R/|w|: how much of the length pruning removes; thin lines: √f, a random mask of the same size. Distances and angles in the table are over all parameters that move; angular distance is 2·angle/π on shared weights. "
             "No data enter: weights only, so there is no split and no BatchNorm policy."
@@ -183,28 +184,34 @@ class Retraining(Result):
         from landscape.analysis.styles import BLACK, BLUE, GREY, VERMILION
 
         steps = [k for k in self._steps(place) if self.numbers[k] in self.shown] or list(self._steps(place)[:1])
-        curves = []
+        curves: list[tuple[np.ndarray, ...]] = []
         for k in steps:
             total = self.survivors[place, k]
             drawn = (self.solved[place, k], self.projected[place, k], self.solved[place, k + 1])
-            curves.append([counts * PER_DECADE / total for counts in drawn])
-        high = max(float(curve.max()) for row in curves for curve in row)
+            curves.append(tuple(counts * PER_DECADE / total for counts in drawn))
         handles: list[Any] = []
-        for row, (k, (before, projection, after)) in enumerate(zip(steps, curves, strict=True)):
-            foot = (len(steps) - 1 - row) * 1.12 * high
+        for row, (k, heights) in enumerate(zip(steps, curves, strict=True)):
+            foot = (len(steps) - 1 - row) * 1.15
+            # each row to its own peak: late levels, whose weights lie close together, would flatten the first
+            peak = max(float(curve.max()) for curve in heights) or 1.0
+            before, projection, after = (curve / peak + foot for curve in heights)
             handles = [
-                ax.stairs(before + foot, self.edges, baseline=foot, fill=True, color=GREY, alpha=0.35, label="before pruning"),
-                ax.stairs(projection + foot, self.edges, baseline=None, color=BLUE, linewidth=1.2, linestyle="--", label="pruned"),
-                ax.stairs(after + foot, self.edges, baseline=None, color=VERMILION, linewidth=1.4, label="retrained"),
+                ax.stairs(before, self.edges, baseline=foot, fill=True, color=GREY, alpha=0.35, label="before pruning"),
+                ax.stairs(projection, self.edges, baseline=None, color=BLUE, linewidth=1.2, linestyle="--", label="pruned"),
+                ax.stairs(after, self.edges, baseline=None, color=VERMILION, linewidth=1.4, label="retrained"),
             ]  # fmt: skip
             tau = self.thresholds[place, k]
-            handles += ax.plot([tau, tau], [foot, foot + high], color=BLACK, linestyle=":", linewidth=1, label="threshold")
+            handles += ax.plot([tau, tau], [foot, foot + 1.05], color=BLACK, linestyle=":", linewidth=1, label="threshold")  # fmt: skip
             words = f"level {self.numbers[k]} → {self.numbers[k + 1]}"
-            ax.annotate(words, (0.02, foot + 0.62 * high), xycoords=("axes fraction", "data"), fontsize=7)
-        occupied = np.flatnonzero(sum(curve for row in curves for curve in row) > 0.002 * high)
+            ax.annotate(words, (0.02, foot + 0.7), xycoords=("axes fraction", "data"), fontsize=7)
+        shares = np.array([curve / max(curve.sum(), 1e-300) for row in curves for curve in row])
+        first = np.flatnonzero((np.cumsum(shares, 1) > TAIL).any(0))[0]
+        last = np.flatnonzero(shares.any(0))[-1]
         ax.set_xscale("log")
-        ax.set_xlim(self.edges[occupied[0]] / 3, self.edges[occupied[-1] + 1])
-        ax.set_ylim(0, (len(steps) - 1) * 1.12 * high + 1.05 * high)
+        # room for the words on the left, where few weights are
+        low, high = self.edges[first], self.edges[last + 1] * 1.1
+        ax.set_xlim(low * (low / high) ** 0.25, high)
+        ax.set_ylim(-0.02, (len(steps) - 1) * 1.15 + 1.1)
         ax.yaxis.set_major_locator(NullLocator())
         ax.spines["left"].set_visible(False)
         ax.set_ylabel("share of survivors a decade")
@@ -242,11 +249,17 @@ class Retraining(Result):
         spread = np.abs(np.log(np.maximum(ends, 1e-6)) - np.log(np.maximum(ends.mean(1, keepdims=True), 1e-6))).max(0)
         drawn = np.sort(np.argsort(-spread, kind="stable")[:DRAWN])
         heights = np.arange(len(drawn))[::-1]
+        lasts = [int(self.numbers[np.flatnonzero(row)[-1]]) for row in self.survivors]
+        together = len(set(lasts)) == 1
         for place, name in enumerate(self.variants):
             look = {**_look(place), "linestyle": "none"}
-            last = self.numbers[np.flatnonzero(self.survivors[place])[-1]]
             shift = 0.2 * (place - (len(self.variants) - 1) / 2)  # side by side where shares are equal
-            ax.plot(100 * ends[place, drawn], heights - shift, label=f"{name}, level {last}", **look)
+            ax.plot(
+                100 * ends[place, drawn],
+                heights - shift,
+                label=name if together else f"{name}, level {lasts[place]}",
+                **look,
+            )
         names = [self.layers[index] for index in drawn]
         shown = [name if len(name) <= 32 else f"{name[:18]}…{name[-13:]}" for name in names]
         ax.set_yticks(heights, shown, fontsize=5 if len(names) > 14 else 7)
@@ -258,7 +271,7 @@ class Retraining(Result):
         else:
             ax.set_xlim(left=0)
         ax.set_xlabel("share of the tensor that survives (%)")
-        heading(ax, "Layers at the last level", columns=2)
+        heading(ax, f"Layers at {f'level {lasts[0]}' if together else 'the last level'}", columns=3 if together else 2)
 
     def figure(self) -> Figure:
         """See Result."""

@@ -296,7 +296,7 @@ class Robustness(Result):
         )
         if any(len(self.factors(kind)) > 1 for kind in self.perturbations):
             said.append(
-                "Robust radius: the largest tried r up to which the perturbed barrier keeps below the threshold. Bars there: from the largest r that surely keeps below it to the smallest that surely does not; triangles where none tried does."
+                "Robust radius: the largest tried r up to which the perturbed barrier keeps below the threshold. Bars there: from the largest r that surely keeps below it to the smallest that surely does not; triangles where none tried does. No point: the smallest r tried failed."
             )
         if self.pairs["degenerate"].any():
             said.append("Crosses at the foot: an end at chance or not finite; such a run counts as not connected.")
@@ -400,7 +400,8 @@ class Robustness(Result):
             for row, radius in enumerate(radii):
                 if not math.isnan(radius.value):
                     self._draw_zone(ax, x[row], radius, self.factors(kind, row), _KIND_COLOURS[place])
-            values = np.array([radius.value for radius in radii])
+            # where the smallest radius tried failed there is none to draw: the open end of the bar stands alone
+            values = np.array([math.nan if radius.sign == "<" else radius.value for radius in radii])
             ax.plot(x, values, label=f"{kind}: rho / d_L", **look)
             shares = values * self.distances / self.norms
             ax.plot(x, shares, linestyle=":", markerfacecolor="white", label=f"{kind}: rho / |w|", **look)
@@ -490,7 +491,7 @@ class Robustness(Result):
         ax.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if tick <= top]))
         ax.yaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.set_ylim(-0.15 * line, top)
+        ax.set_ylim(-0.15 * line, 1.2 * top)
         ax.set_ylabel(f"barrier of the {self.curve}{' (pp)' if self._unit else ''}")
 
     def figure(self) -> Figure:
@@ -735,7 +736,8 @@ def _warnings(found: Robustness) -> Iterator[str]:
     sound = np.array([not found._lost(row) for row in found.pairs["level"]])
     failed = (found.pairs["compared"] == "perturbed") & found.pairs["degenerate"] & sound
     if failed.any():
-        yield f"{int(failed.sum())} perturbed runs ended at chance or diverged: they count as not connected."
+        many = int(failed.sum())
+        yield f"{many} perturbed run{'s' * (many > 1)} ended at chance or diverged, which counts as not connected."
     back = []
     for kind in found.perturbations:
         for row, number in enumerate(found.levels):

@@ -235,7 +235,9 @@ class Threshold(Result):
                             _bounded(self.ambient / d, bound, RATIO_SIGNS) if np.isfinite(d) else "",
                         )
                     )
-            rows += [self._rung(name, CRITERIA[criterion], level, _named(criterion, level)) for level in levels for name in self.ladders]  # fmt: skip
+                rows += [
+                    self._rung(name, CRITERIA[criterion], level, _named(criterion, level)) for name in self.ladders
+                ]
         whole = float(self.whole["test"][1])
         for share, dims, bounds in zip(SHARES, self.intrinsic, self.intrinsic_bounds, strict=True):
             for family, d, bound in zip(self.families, dims, bounds, strict=True):
@@ -310,7 +312,8 @@ class Threshold(Result):
             stars = np.where(exact, found.thresholds[place], np.nan)
             ax.plot(heights, stars, drawstyle="steps-mid", label=family, markevery=_sparse(stars), **look)
         for place, name in enumerate(self.ladders):
-            fewest, _ = self.ticket(name, CRITERIA[self.criterion], found.levels)
+            fewest, bounds = self.ticket(name, CRITERIA[self.criterion], found.levels)
+            fewest = np.where(bounds == 0, fewest, np.nan)
             ax.plot(heights, fewest, drawstyle="steps-mid", label=name, markevery=_sparse(fewest), **_ticket_look(place))  # fmt: skip
         self._mark_dims(ax, "y", tickets=True)
         self._mark_levels(ax, "x", found.levels)
@@ -509,7 +512,8 @@ class Threshold(Result):
             mine = self.tickets["name"] == name
             x, y = self.tickets["dim"][mine], self.tickets[f"test_{self.measure}"][mine]
             if found is not None:
-                x, y = found.levels, self.ticket(name, CRITERIA[self.criterion], found.levels)[0]
+                fewest, bounds = self.ticket(name, CRITERIA[self.criterion], found.levels)
+                x, y = found.levels, np.where(bounds == 0, fewest, np.nan)
             figure.add_scatter(x=x, y=y, mode="lines+markers", line={"color": look["color"], "dash": dashes[look["linestyle"]]}, marker={"symbol": "star"}, name=name)  # fmt: skip
         if found is None:
             figure = interactive(figure, x="degrees of freedom d", y=f"final test {self.measure}")

@@ -17,14 +17,19 @@ from landscape.errors import UsageError
 from landscape.runs import Run, place
 
 
-def tasks(*, json: bool = False) -> None:
+def tasks(*, presets: Annotated[bool, Parameter(negative="")] = False, json: bool = False) -> None:
     """List the tasks that come with the tool.
 
     Parameters
     ----------
+    presets
+        List the presets of `landscape imp` instead: published protocols, with where their values come from.
     json
         Print the list as JSON.
     """
+    if presets:
+        _tell_presets(json)
+        return
     from landscape.tasks import catalogue
 
     rows = catalogue()
@@ -35,6 +40,25 @@ def tasks(*, json: bool = False) -> None:
     for name, text in rows:
         print(f"{name:<{width}}  {text}")
     print("\nYour own: package.module:function or file.py:function, returning model, loss and data.")
+
+
+def _tell_presets(json: bool) -> None:
+    from landscape.presets import PRESETS
+
+    if json:
+        fields = ("task", "source", "note")
+        _print_json(
+            [
+                {"name": name, **{field: getattr(preset, field) for field in fields}, "options": dict(preset.options)}
+                for name, preset in PRESETS.items()
+            ]
+        )
+        return
+    width = max(map(len, PRESETS))
+    for name, preset in PRESETS.items():
+        options = ", ".join(f"{key} {value}" for key, value in preset.options.items() if value != "")
+        print(f"{name:<{width}}  {preset.task}: {options}")
+        print(f"{'':<{width}}  from: {preset.source}. {preset.note}".rstrip())
 
 
 def show(run: str, /, *, json: bool = False) -> None:
@@ -68,6 +92,11 @@ def show(run: str, /, *, json: bool = False) -> None:
         return
     options = record["options"]
     print(f"{shown.folder}: {record['kind']} of {options['task']}, {record['state']}, started {record['started']}")
+    if levels := shown.levels():
+        grown = len(list(shown.folder.glob("branches/*/run.json")))
+        print(
+            f"  levels      {levels[0]} to {levels[-1]}, each a run: {shown.folder}@level={levels[-1]}; {grown} branches"
+        )
     if recorded:
         layout = shown.trajectory().layout
         print(

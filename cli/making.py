@@ -452,7 +452,8 @@ def _begun(run: Run) -> Iterator[None]:
         except BaseException:
             if ours:
                 with contextlib.suppress(OSError):
-                    if run.record_path.exists() and not (run.trajectory_path / "manifest.jsonl").exists():
+                    written = (run.trajectory_path / "manifest.jsonl").exists() or run.levels()
+                    if run.record_path.exists() and not written and not (run.folder / "branches").exists():
                         shutil.rmtree(run.trajectory_path, ignore_errors=True)
                         for path in (run.metrics_path, run.resume_path, run.subspace_path, run.record_path):
                             path.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,9 +12,10 @@ from cyclopts import Parameter
 
 from landscape.cli.options import WHOLE, Common, Subject, answer, tell
 from landscape.errors import LandscapeError, UsageError
-from landscape.runs import Place, place
+from landscape.runs import Place, Run, place
 
 if TYPE_CHECKING:
+    from landscape.masks import Mask
     from landscape.recordings import Site
     from landscape.results import Result
     from landscape.tasks import Task
@@ -366,43 +368,84 @@ def dimensions(
 
 def barrier(
     first: str,
-    second: str,
+    second: str | None = None,
     /,
     *,
-    points: Annotated[int, WHOLE] = 25,
-    refine: Annotated[int, WHOLE] = 8,
-    bn: Literal["average", "recompute", "endpoint", "batch"] | None = None,
+    points: Annotated[int | None, WHOLE] = None,
+    refine: Annotated[int | None, WHOLE] = None,
+    bn: str | None = None,
+    threshold: float | None = None,
+    mask: Literal["none", "start", "end", "union", "intersection"] = "none",
+    levels: str | None = None,
+    pairs: Literal["successive", "all"] = "successive",
     options: Subject = Subject(),  # noqa: B008 (frozen)
     common: Common = Common(),  # noqa: B008 (frozen)
 ) -> None:
-    """Loss and error on the straight line between two points: are they linearly mode connected?
+    """Loss and error on the straight line between two points: are they linearly mode connected? Or between the levels of iterative pruning: where do they match?
 
-    Every definition of the barrier in use is computed from one curve, each under its name. The answer is kept in the first run.
+    Every definition of the barrier in use is computed from one curve, each under its name, with a 95% interval of the first. The answer is kept in the first run.
 
     Examples:
       landscape barrier runs/a runs/b
-      landscape barrier runs/a@step=100 runs/a
+      landscape barrier runs/a@step=100 runs/a --bn recompute,average
+      landscape barrier runs/a runs/b --threshold 0.02
+      landscape barrier runs/t@level=3 runs/t@level=4 --mask start
+      landscape barrier runs/t --levels all
+      landscape barrier runs/t --levels 0-10 --pairs all
 
     Parameters
     ----------
     first
-        A RUN or a point in it.
+        A RUN or a point in it; with --levels, a run of `landscape imp`.
     second
-        Another, of the same task.
+        Another, of the same task. None with --levels.
     points
-        On the line, ends included; odd, so that the midpoint is one of them.
+        On the line, ends included; odd, so that the midpoint is one of them. Default 25, and 11 between levels.
     refine
-        Further points around the highest one.
+        Further points around the highest one: default 8, and none between levels.
     bn
-        Statistics of BatchNorm on the path: recomputed on the training rows at each point (the default: what a network of these weights would have), the average
-        of the ends' (exaggerates barriers), the first end's, or each batch's own.
+        Statistics of BatchNorm on the path: recompute, on the training rows at each point (what a network of these weights would have), average, of
+        the ends' (exaggerates barriers), endpoint, the first end's, or batch, each batch's own. Several with commas: the first counts, the others stand beside it.
+        Default recompute, and recompute,average between levels.
+    threshold
+        Is the barrier below this (0.02 is 2 points of error): yes, no or undecided, with no more evaluations than it takes. Between levels, what counts as
+        connected; default 0.02.
+    mask
+        Prune the line by a mask of pruned ends. Between pruned points it stays within the union of their masks by itself.
+    levels
+        Barriers between the solutions of successive levels, and which levels match the dense replicates: all, 0-5, or 0,3,5.
+    pairs
+        With --levels: all adds the barriers between any two levels, blocks of connected ones, and the test of a star shape.
     """
+    common = common.resolved()
+    policies = None if bn is None else [name.strip() for name in bn.split(",")]
+    if threshold is not None:
+        _positive("--threshold", threshold)
+    if levels is not None:
+        two = {"a second point": second is not None, "--refine": refine is not None, "--mask": mask != "none"}
+        _leave_out(two, "is for a line between two points, and --levels takes those of a run of `landscape imp`")
+        _chain(first, levels, {"points": points, "bn": policies, "threshold": threshold, "pairs": pairs}, options, common)  # fmt: skip
+        return
+    if second is None:
+        raise UsageError(
+            f"a barrier lies between two points: give another beside {first}, or --levels all for a run of `landscape imp`."
+        )
+    _leave_out({"--pairs": pairs != "successive"}, "is of --levels")
     from landscape.analysis.barriers import DEFAULT_POLICY
 
     start, end = place(first), place(second)
-    common = common.resolved()
-    chosen = {"points": points, "refine": refine, "bn": bn or DEFAULT_POLICY}
+    policies = policies or [DEFAULT_POLICY]
+    chosen: dict[str, Any] = {
+        "points": 25 if points is None else points,
+        "refine": 8 if refine is None else refine,
+        "bn": policies[0] if len(policies) == 1 else policies,
+    }
+    # not asked for, they leave a question what it was before there were any
+    chosen |= {} if threshold is None else {"threshold": threshold}
+    chosen |= {} if mask == "none" else {"mask": mask}
     ends = {"first": start.within(start.run), "second": end.within(start.run), "states": [start.checksum, end.checksum]}
+    if mask != "none":
+        ends["masks"] = [zlib.crc32(where.run.mask_path.read_bytes()) if where.run.mask_path.exists() else None for where in (start, end)]  # fmt: skip
 
     def compute() -> Result:
         from landscape.analysis.barriers import barrier as measure
@@ -428,12 +471,76 @@ def barrier(
             other.point,
             start_buffers=one.train.buffers,
             end_buffers=other.train.buffers,
+            start_mask=_mask(start) if mask != "none" else None,
+            end_mask=_mask(end) if mask != "none" else None,
             seed=common.seed,
-            **chosen,  # type: ignore[arg-type]
+            **chosen,
         )
         return _about(found, one, task)
 
     answer(start.run, "barrier", {**ends, **chosen, **_asked(options, common)}, compute, common.json)
+
+
+def _mask(where: Place) -> Mask | None:
+    """What survives at a place; None where nothing was pruned."""
+    from landscape.masks import Mask
+
+    path = where.run.mask_path
+    return Mask.load(path, where.run.trajectory().layout) if path.exists() else None
+
+
+def _chain(text: str, levels: str, given: dict[str, Any], options: Subject, common: Common) -> None:
+    """Measure between the levels of a run of imp."""
+    from landscape import tickets
+
+    run = Run.open(Path(text))
+    rungs = tickets.chosen(run, levels)
+    chosen = {name: value for name, value in given.items() if value is not None}
+    question = {
+        "levels": [level.number for level in rungs],
+        "states": [place.checksum for level in rungs for place in (level.solution, level.rewound)],
+        "replicates": [own.record()["final"] for own in tickets.replicates(run)],
+        **chosen,
+    }
+
+    def compute() -> Result:
+        import torch
+
+        from landscape.analysis.barriers import End
+        from landscape.analysis.chains import chain
+        from landscape.recordings import describe, site, taken
+
+        device, dtype = common.torch()
+        task, train, test = tickets.objective(
+            run, code=options.task, data=options.data, device=device, dtype=dtype, limit=options.rows
+        )
+        solutions = [taken(train, level.solution) for level in rungs]
+        rewound = [taken(train, level.rewound) for level in rungs]
+        if rungs[0].number == 0:  # trained from step 0 on; what the others go back to is the rewind step
+            start = tickets.dense_state(run, tickets.plan(run).rewind, train)
+            rewound[0] = start.point, start.buffers or {}
+        column = "test_accuracy" if train.loss.classifies else "test_loss"
+        finals = [own.record()["final"][column] for own in (run.level(0), *tickets.replicates(run))]
+        found = chain(
+            train,
+            test,
+            torch.stack([point for point, _ in solutions]),
+            [buffers for _, buffers in solutions],
+            [level.mask for level in rungs],
+            numbers=[level.number for level in rungs],
+            density=[level.facts["density"] for level in rungs],
+            dense=[1 - final if train.loss.classifies else final for final in finals],
+            dense_end=End(*taken(train, tickets.levels(run)[0].solution)),
+            rewound=torch.stack([point for point, _ in rewound]),
+            rewound_buffers=[buffers for _, buffers in rewound],
+            seed=common.seed,
+            **chosen,
+        )
+        where = site(rungs[0].solution, task, device=device, dtype=dtype, limit=options.rows)
+        kept = {name: run.options[name] for name in ("rate", "rewind", "variant", "criterion", "noise") if name in run.options}  # fmt: skip
+        return dataclasses.replace(found, provenance={**found.provenance, **describe(where, task), "pruning": kept})
+
+    answer(run, "chain", {**question, **_asked(options, common)}, compute, common.json)
 
 
 def surface(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,9 +21,12 @@ from landscape.runs import Place, Run, now
 if TYPE_CHECKING:
     from landscape import tickets
     from landscape.analysis.barriers import End
+    from landscape.analysis.instabilities import Instability
+    from landscape.descent import Recipe, Start
     from landscape.masks import Mask
     from landscape.objectives import Objective
     from landscape.results import Result
+    from landscape.tasks import Task
 
 
 @Parameter(name="*")
@@ -69,7 +72,7 @@ def imp(
     replicates: Annotated[int, WHOLE] = 3,
     ablations: str | None = None,
     record_every: str = "auto",
-    evaluations: Annotated[int, WHOLE] = 20,
+    evaluations: Annotated[int, WHOLE] = 1,
     download: Annotated[bool, Parameter(negative="")] = False,
     pruning: Pruning = Pruning(),
     problem: Problem = Problem(),  # noqa: B008 (frozen)
@@ -104,7 +107,7 @@ def imp(
     record_every
         Record each k-th state (a number), or log-spaced ones (log); auto keeps about 20 a level.
     evaluations
-        How often loss and accuracy are measured on all rows.
+        How often loss and accuracy are measured on all rows in a level; once is at its end.
     download
         Fetch the data set into --data with torchvision.
     """
@@ -216,8 +219,321 @@ def watch(training: Iterator[Any], text: str) -> None:
             bar.update(line, completed=state.step, total=max(state.steps, 1), state=words)
 
 
-def spawn() -> None:
-    """Instability."""
+def spawn(
+    subject: str,
+    /,
+    *,
+    out: Path | None = None,
+    at: str | None = None,
+    levels: str | None = None,
+    children: Annotated[int, WHOLE] = 2,
+    replicates: Annotated[int | None, WHOLE] = None,
+    vary: Literal["all", "order", "augmentation"] = "all",
+    control: Annotated[bool, Parameter(negative="")] = False,
+    bisect: Annotated[bool, Parameter(negative="")] = False,
+    tolerance: float = 0.25,
+    threshold: float = 0.02,
+    points: Annotated[int, WHOLE] = 11,
+    bn: str | None = None,
+    rows: Annotated[int | None, WHOLE] = None,
+    code: Annotated[str | None, Parameter(name="--task")] = None,
+    download: Annotated[bool, Parameter(negative="")] = False,
+    problem: Problem = Problem(),  # noqa: B008 (frozen)
+    descending: Descending = Descending(),  # noqa: B008 (frozen)
+    common: Common = Common(),  # noqa: B008 (frozen)
+) -> None:
+    """Instability: train children of one state that differ in their SGD noise alone, and see whether their ends are linearly connected.
+
+    Of a task: replicates are trained from initialisations of their own, and children from each one's state (weights, momentum, BatchNorm statistics) at every step of --at. Of a run of `landscape imp`:
+    children of the pruned networks, at the step that they were rewound to. The same command goes on with a stopped one; more steps, children, replicates and levels add to what is there.
+
+    Examples:
+      landscape spawn digits-mlp --at 0,50,200 --out runs/s
+      landscape spawn digits-mlp --bisect --replicates 3 --out runs/s
+      landscape spawn mnist-conv2 --data ~/data --at 0,100,500 --control --out runs/c
+      landscape spawn runs/t --levels 0,2,5
+
+    Parameters
+    ----------
+    subject
+        A name from `landscape tasks`, or your own problem as package.module:function or file.py:function; or a run of `landscape imp`.
+    out
+        Of a task: the folder of all trainings.
+    at
+        Steps of the states, with commas; default 0. Of a run of imp: up to the rewind step (the default) the dense network's state within the mask, later ones the level's own; steps that were recorded.
+    levels
+        Of a run of imp: all (the default), 0-5, or 0,3,5.
+    children
+        Of each state; all pairs of them are compared.
+    replicates
+        Of a task: initialisations, named by --seed and the numbers after it; 3 where nothing is given, as Frankle et al. 2020.
+    vary
+        What children differ in: all, the order of the rows alone, or augmentation and dropout alone.
+    control
+        Also children that are trained for all steps from the state's weights, with the schedule begun anew.
+    bisect
+        Look for the first stable step, among steps that are --tolerance apart (of a run of imp: that were recorded), besides those of --at.
+    tolerance
+        Of --bisect, as a share of the step.
+    threshold
+        A state is stable where the barrier is below: 0.02 is two points of error.
+    points
+        On each path, ends included; odd.
+    bn
+        Statistics of BatchNorm on the path, several with commas, the first the main one; default recompute,average.
+    rows
+        Measure on this many training rows only, drawn once; default all.
+    code
+        For runs of imp made with your own code: its package.module:function or file.py:function again. Code is run only when you name it.
+    download
+        Fetch the data set into --data with torchvision.
+    """
+    from landscape.cli.measuring import _is_run
+
+    chosen = _Spawning(
+        at=None if at is None else _steps(at), children=children, vary=vary, control=control, bisect=bisect, tolerance=tolerance, threshold=threshold,
+        points=points, bn=tuple(_words(bn or "recompute,average")), rows=rows,
+    )  # fmt: skip
+    if children < 2:
+        raise UsageError(f"a barrier needs two children or more; got --children {children}.")
+    if _is_run(subject):
+        made = {"--out": out, "--replicates": replicates, "--download": download or None}
+        made |= {f"--{name.replace('_', '-')}": value for name, value in dataclasses.asdict(descending).items()}
+        made |= {f"--{name.replace('_', '-')}": value for name, value in dataclasses.asdict(problem).items() if name != "data" and value != getattr(Problem(), name)}  # fmt: skip
+        for flag, value in made.items():
+            if value is not None:
+                raise UsageError(f"{flag} is of a task, and {subject} is a run, trained as it says itself. Leave it out.")
+        _spawn_levels(subject, levels, chosen, Subject(data=problem.data, task=code, rows=rows), common)
+        return
+    for flag, text in (("--levels", levels), ("--task", code)):
+        if text is not None:
+            raise UsageError(f"{flag} is for a run of `landscape imp`, and {subject!r} is no folder: it is taken for a task. Leave it out, or give the run's folder.")  # fmt: skip
+    if out is None:
+        raise UsageError("name the folder of the trainings: --out runs/s.")
+    replicates = 3 if replicates is None else replicates
+    if replicates < 1:
+        raise UsageError(f"at least 1 replicate is needed; got --replicates {replicates}.")
+    _spawn_task(subject, out, replicates, download, problem, descending, chosen, common)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Spawning:
+    """What is asked about children."""
+
+    at: list[int] | None
+    children: int
+    vary: Literal["all", "order", "augmentation"]
+    control: bool
+    bisect: bool
+    tolerance: float
+    threshold: float
+    points: int
+    bn: tuple[str, ...]
+    rows: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Parent:
+    """A state that children may begin at."""
+
+    level: int
+    replicate: int
+    start: Start
+    mask: Mask | None
+    density: float
+    recipe: Recipe
+
+
+def _steps(text: str) -> list[int]:
+    try:
+        found = sorted({int(float(word)) if float(word).is_integer() else int(word) for word in _words(text)})
+    except (ValueError, OverflowError):
+        raise UsageError(f"--at takes steps separated by commas, such as 0,100,500; got {text!r}.") from None
+    if not found or found[0] < 0:
+        raise UsageError(f"--at takes steps from 0 on, separated by commas; got {text!r}.")
+    return found
+
+
+def _require_before(steps: Sequence[int] | None, end: int) -> None:
+    late = [step for step in steps or () if step >= end]
+    if late:
+        raise UsageError(f"children are trained from the step of their state to step {end:,}, the end; got --at {late[0]}. Allowed: 0 to {end - 1:,}; or train longer with --steps.")  # fmt: skip
+
+
+def _spawn_task(
+    spec: str, out: Path, replicates: int, download: bool, problem: Problem, descending: Descending, chosen: _Spawning, common: Common
+) -> None:
+    """Parents are branches of the run, trained in lockstep where the network allows it; so are their children."""
+    from landscape import branches
+    from landscape.analysis.instabilities import candidates
+    from landscape.objectives import Objective
+    from landscape.recordings import site, state_of, stop_signals
+
+    common = common.resolved()
+    device, dtype = common.torch()
+    task = problem.task(spec, download=download)
+    recipe = recipe_of(task, dataclasses.asdict(descending))
+    _require_before(chosen.at, recipe.steps)
+    asked = [0] if chosen.at is None else chosen.at
+    among = candidates(recipe.steps, chosen.tolerance) if chosen.bisect else []
+    options = {
+        **problem.record(spec), "seed": common.seed, "dtype": common.dtype, "device": device.type, **_fields(recipe),
+    }  # fmt: skip
+    run = Run(out)
+    with _begun(run):
+        if run.begin("spawn", options, _about(task)):
+            note(f"({out} is there; what is new is added)")
+        # the branches say themselves whether they are finished
+        run.update(state="finished", ended=now())
+    seeds = [common.seed + number for number in range(replicates)]
+    f, points, buffers = Objective.of_many([task.make(seed) for seed in seeds], task.loss, task.data.train, device=device, dtype=dtype)  # fmt: skip
+    parents = [
+        branches.Branch(
+            f"parent-{number}", points[number], {name: value[number] for name, value in buffers.items()}, noise=seed,
+            keep=tuple(sorted({*asked, *among})), facts={"is": "parent", "replicate": number},
+        )
+        for number, seed in enumerate(seeds)
+    ]  # fmt: skip
+    question = {**dataclasses.asdict(chosen), "at": asked, "replicates": replicates}
+
+    def compute() -> Result:
+        with stop_signals():
+            watch(branches.grow(run, task, f, recipe, parents), "training parents")
+        here = site(last(branches.of(run, parents[0].name)), task, device=device, dtype=dtype, limit=chosen.rows)
+
+        def states(level: int, step: int) -> list[_Parent]:
+            starts = [state_of(branches.of(run, parent.name), step, f) for parent in parents]
+            return [_Parent(level, number, start, None, 1.0, recipe) for number, start in enumerate(starts)]
+
+        found = _spawned(run, task, f, here.train, here.test, states, {0: asked}, {0: among}, chosen, common)
+        return _told_of(found, run, task, seeds=seeds)
+
+    # not within `answer`: what is trained shows its own progress
+    made = [] if run.find("instability", question) else [compute()]
+    answer(run, "instability", question, made.pop, common.json, show=tell_table)
+
+
+def _spawn_levels(folder: str, text: str | None, chosen: _Spawning, options: Subject, common: Common) -> None:
+    from landscape import tickets
+    from landscape.descent import Start
+    from landscape.recordings import taken
+
+    own = Run.open(Path(folder))
+    found = {level.number: level for level in tickets.chosen(own, text)}
+    trained = own.options["dtype"]
+    if common.dtype not in (None, trained):
+        raise UsageError(f"{folder} was trained in {trained}, and so are the children: leave --dtype out.")
+    common = dataclasses.replace(common, dtype=trained)
+    plan = tickets.plan(own)
+    recipes = {number: tickets.recipe(level.run) for number, level in found.items()}
+    _require_before(chosen.at, recipes[min(recipes)].steps)
+    asked = [plan.rewind] if chosen.at is None else chosen.at
+    question = {
+        "levels": sorted(found), "states": [level.solution.checksum for level in found.values()],
+        **dataclasses.asdict(chosen), "at": asked, **_asked(options, common),
+    }  # fmt: skip
+
+    def compute() -> Result:
+        device, dtype = common.torch()
+        task, f, test = tickets.objective(own, code=options.task, data=options.data, device=device, dtype=dtype)
+        train = f
+        if options.rows is not None:
+            _, train, _ = tickets.objective(own, code=options.task, data=options.data, device=device, dtype=dtype, limit=options.rows)  # fmt: skip
+
+        def states(number: int, step: int) -> list[_Parent]:
+            level = found[number]
+            start = tickets.dense_state(own, step, f) if not number or step <= plan.rewind else None
+            if number:
+                # as the level itself began: its optimizer starts anew unless the moments are rewound, too
+                moments = start.moments if start is not None and plan.moments else ()
+                if start is None or step == level.rewound.step:
+                    point, buffers = taken(f, Place(level.run, step))
+                    start = Start(point, step, (), buffers)
+                start = dataclasses.replace(start, point=level.mask.apply(start.point), moments=moments)
+            assert start is not None
+            return [_Parent(number, 0, start, level.mask if number else None, level.facts["density"], recipes[number])]
+
+        among = {}
+        for number, level in found.items():
+            dense, later = (run.trajectory().steps.tolist() for run in (tickets.levels(own)[0].run, level.run))
+            among[number] = sorted({*(step for step in dense if step <= plan.rewind), *(step for step in later[:-1] if step > plan.rewind)})  # fmt: skip
+        result = _spawned(own, task, f, train, test, states, dict.fromkeys(found, asked), among, chosen, common)
+        return _told_of(result, own, task, seeds=[own.options["seed"]], rewind=plan.rewind, variant=plan.variant)
+
+    made = [] if own.find("instability", question) else [compute()]
+    answer(own, "instability", question, made.pop, common.json, show=tell_table)
+
+
+def _spawned(
+    run: Run,
+    task: Task,
+    f: Objective,
+    train: Objective,
+    test: Objective,
+    states: Callable[[int, int], list[_Parent]],
+    asked: Mapping[int, Sequence[int]],
+    among: Mapping[int, Sequence[int]],
+    chosen: _Spawning,
+    common: Common,
+) -> Instability:
+    """Train the children of the states asked for, by level, and measure; with --bisect go on among the candidates of each level."""
+    from landscape import branches
+    from landscape.analysis.instabilities import Siblings, instability, next_step
+    from landscape.recordings import stop_signals
+    from landscape.seeds import child_seed
+
+    answered: Instability | None = None
+    pending = {level: list(steps) for level, steps in asked.items()}
+    while pending:
+        families = []
+        for parent in (parent for level, steps in pending.items() for step in steps for parent in states(level, step)):
+            # at step 0 the schedule begins anew anyway
+            families += [(parent, anew) for anew in ((False, True) if chosen.control and parent.start.step else (False,))]
+        if chosen.vary == "augmentation" and not (families[0][0].recipe.augmentations or f.model.stochastic):
+            raise UsageError("--vary augmentation: this training has neither augmentation nor dropout, so that its children would be one. Give --augment, or leave --vary out.")  # fmt: skip
+        broods: list[list[branches.Branch]] = []
+        for parent, anew in families:
+            start, place = parent.start, (parent.level, parent.replicate, parent.start.step)
+            noises = [child_seed(common.seed, "spawn", *place, child) for child in range(chosen.children)]
+            alike = [child_seed(common.seed, "spawn", *place)] * chosen.children
+            ending = ("" if chosen.vary == "all" else f"-{chosen.vary}") + ("-anew" if anew else "")
+            broods.append(
+                [
+                    branches.Branch(
+                        f"spawn-l{place[0]}-r{place[1]}-k{place[2]}-c{child}{ending}",
+                        start.point, start.buffers or f.buffers, parent.mask, 0 if anew else start.step, () if anew else start.moments,
+                        noise=(alike if chosen.vary == "order" else noises)[child],
+                        order=None if chosen.vary == "all" else (noises if chosen.vary == "order" else alike)[child],
+                        facts={"is": "child", "level": place[0], "replicate": place[1], "state": place[2], "child": child, "anew": anew},
+                    )
+                    for child in range(chosen.children)
+                ]
+            )  # fmt: skip
+        for recipe in dict.fromkeys(parent.recipe for parent, _ in families):
+            mine = [branch for (parent, _), brood in zip(families, broods, strict=True) if parent.recipe == recipe for branch in brood]  # fmt: skip
+            with stop_signals():
+                watch(branches.grow(run, task, f, recipe, mine), "training children")
+        siblings = []
+        for (parent, anew), brood in zip(families, broods, strict=True):
+            points, buffers = branches.ends(run, f, [branch.name for branch in brood])
+            siblings.append(Siblings(parent.start.step, parent.replicate, parent.start.point, points, buffers, parent.mask, parent.level, parent.density, anew))  # fmt: skip
+        answered = instability(
+            train, test, siblings, steps=families[0][0].recipe.steps, threshold=chosen.threshold, points=chosen.points, bn=chosen.bn, varied=chosen.vary,
+            seed=common.seed, known=answered,
+        )  # fmt: skip
+        following = {level: next_step(answered, level, among[level]) for level in pending} if chosen.bisect else {}
+        pending = {level: [step] for level, step in following.items() if step is not None}
+    assert answered is not None
+    return answered
+
+
+def _told_of(result: Result, run: Run, task: Task, **more: Any) -> Result:
+    """With what the answer depends on."""
+    about = {
+        "run": str(run.folder), "task": task.name, "data": task.data.description, "fingerprint": task.data.fingerprint, "versions": run.record()["versions"],
+        **more, "made": now(),
+    }  # fmt: skip
+    return dataclasses.replace(result, provenance={**result.provenance, **about})
 
 
 def robustness(

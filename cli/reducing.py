@@ -190,11 +190,17 @@ def threshold(
             "dtype": common.dtype, "device": device.type, "within": _fields(within), "whole": _fields(whole), "basis": basis,
             "versions": run.record()["versions"], "made": now(),
         }  # fmt: skip
-        columns = {"tickets": _rungs(beside)} if beside else {}
-        return measure(cells, ambient=sweeps.ambient(cells), nested=basis != "sparse", provenance=provenance, **columns, **levels)  # type: ignore[arg-type]
+        return measure(
+            cells,
+            ambient=sweeps.ambient(cells),
+            nested=basis != "sparse",
+            tickets=_rungs(beside),
+            provenance=provenance,
+            **levels,  # type: ignore[arg-type]
+        )
 
     # an adaptive sweep leaves holes that a later one may fill: how many cells there were belongs to the question
-    question = {**grid, **levels, "cells": len(cells["seed"])}
+    question: dict[str, Any] = {**grid, **levels, "cells": len(cells["seed"])}
     if beside:  # left out where there are none, so that older answers are found
         question["tickets"] = {
             str(one.folder.resolve()): [level.solution.checksum for level in there] for one, there in beside.values()
@@ -219,8 +225,10 @@ def _tickets(text: str | None, options: Mapping[str, Any], task: Task) -> dict[s
     return found
 
 
-def _rungs(beside: Mapping[str, tuple[Run, list[Level]]]) -> dict[str, list[Any]]:
-    """Levels as columns: what moves, and what the solution reaches."""
+def _rungs(beside: Mapping[str, tuple[Run, list[Level]]]) -> dict[str, list[Any]] | None:
+    """Levels as columns: what moves, and what the solution reaches. None without a run."""
+    if not beside:
+        return None
     columns: dict[str, list[Any]] = {name: [] for name in ("name", "level", "dim", *_FINAL)}
     for name, (_, there) in beside.items():
         for level in there:

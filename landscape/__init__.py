@@ -10,28 +10,38 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from landscape.analysis.barriers import barrier as barrier
+    from landscape.analysis.chains import chain as chain
     from landscape.analysis.checks import check as check
     from landscape.analysis.dimensions import dimension as dimension
     from landscape.analysis.explorations import exploration as exploration
+    from landscape.analysis.instabilities import instability as instability
+    from landscape.analysis.ladders import ladder as ladder
     from landscape.analysis.layerwise import layers as layers
+    from landscape.analysis.limits import limit as limit
+    from landscape.analysis.magnitudes import retraining as retraining
     from landscape.analysis.reductions import reduction as reduction
+    from landscape.analysis.robustnesses import robustness as robustness
     from landscape.analysis.spectra import spectrum as spectrum
     from landscape.analysis.stability import sharpness as sharpness
     from landscape.analysis.surfaces import surface as surface
     from landscape.analysis.thresholds import threshold as threshold
     from landscape.analysis.wells import well as well
     from landscape.analysis.widths import width as width
+    from landscape.branches import Branch as Branch
+    from landscape.branches import grow as grow
     from landscape.descent import Recipe as Recipe
     from landscape.descent import Start as Start
     from landscape.descent import State as State
     from landscape.descent import descend as descend
     from landscape.families import Family as Family
+    from landscape.masks import Mask as Mask
     from landscape.objectives import Loss as Loss
     from landscape.objectives import Objective as Objective
     from landscape.objectives import Rows as Rows
     from landscape.operators import SymmetricOperator as SymmetricOperator
     from landscape.operators import eigenpairs as eigenpairs
     from landscape.operators import lanczos as lanczos
+    from landscape.pruning import prune as prune
     from landscape.quadratics import Quadratic as Quadratic
     from landscape.recordings import import_checkpoints as import_checkpoints
     from landscape.recordings import record as record
@@ -43,11 +53,18 @@ if TYPE_CHECKING:
     from landscape.sweeps import Plan as Plan
     from landscape.sweeps import sweep as sweep
     from landscape.tasks import Task as Task
+    from landscape.tickets import climb as climb
     from landscape.trajectories import Trajectory as Trajectory
 
 _HOMES = {
     "landscape.analysis.barriers": ("barrier",),
+    "landscape.analysis.chains": ("chain",),
     "landscape.analysis.checks": ("check",),
+    "landscape.analysis.instabilities": ("instability",),
+    "landscape.analysis.ladders": ("ladder",),
+    "landscape.analysis.limits": ("limit",),
+    "landscape.analysis.magnitudes": ("retraining",),
+    "landscape.analysis.robustnesses": ("robustness",),
     "landscape.analysis.dimensions": ("dimension",),
     "landscape.analysis.explorations": ("exploration",),
     "landscape.analysis.reductions": ("reduction",),
@@ -58,6 +75,10 @@ _HOMES = {
     "landscape.analysis.surfaces": ("surface",),
     "landscape.analysis.wells": ("well",),
     "landscape.analysis.widths": ("width",),
+    "landscape.branches": ("Branch", "grow"),
+    "landscape.masks": ("Mask",),
+    "landscape.pruning": ("prune",),
+    "landscape.tickets": ("climb",),
     "landscape.descent": ("Recipe", "Start", "State", "descend"),
     "landscape.families": ("Family",),
     "landscape.objectives": ("Loss", "Objective", "Rows"),

@@ -113,7 +113,7 @@ def _by_block(step: Tensor, point: Tensor, blocks: Sequence[int] | None) -> Tens
         raise UsageError(
             f"layer-wise needs blocks, the sizes of the tensors that make up the {len(point):,} parameters."
         )
-    pairs = zip(step.split(list(blocks)), point.split(list(blocks)), strict=True)
+    pairs = zip(step.split_with_sizes(list(blocks)), point.split_with_sizes(list(blocks)), strict=True)
     return torch.cat([one * (other.norm() / one.norm().clamp_min(torch.finfo(one.dtype).tiny)) for one, other in pairs])
 
 

@@ -400,7 +400,6 @@ def effective(f: Objective, mask: Mask) -> Mask:
     with torch.no_grad():
         for part in module.modules():
             if isinstance(part, WEIGHTED):
-                part.weight.copy_(part.weight != 0)  # what is frozen, too
                 if part.bias is not None:
                     part.bias.zero_()
                 part.register_forward_hook(lambda _, __, out: _Reached.apply(out))

@@ -25,8 +25,8 @@ def bowl(curvature: np.ndarray, centre: Tensor = W) -> Objective:
     return Objective.from_function(lambda w: (h * (w - centre).square()).sum() / 2, len(curvature))
 
 
-def cutter(mask: Mask, among: Mask, scores: Tensor = W.abs()) -> Callable[[float], Mask]:
-    return lambda share: prune(mask, scores, share, among=among).mask
+def cutter(mask: Mask, among: Mask) -> Callable[[float], Mask]:
+    return lambda share: prune(mask, W.abs(), share, among=among).mask
 
 
 def ordered(h: np.ndarray, kept: np.ndarray) -> np.ndarray:
@@ -61,20 +61,30 @@ def test_the_projection_rule_takes_as_many_as_the_closed_form(tolerance, part):
     assert (found.rate == 0) == (expected == 0)
 
 
-def test_the_barrier_rule_takes_as_many_as_the_closed_form():
-    h = -np.ones(D)  # a hill: the path from w to m w rises by |w_P|^2 / 8 in the middle, wherever its centre is
-    f = bowl(h, centre=draw(D, seed=5))
+@pytest.mark.parametrize("tilt", [0.0, 0.05])
+def test_the_barrier_rule_takes_as_many_as_the_closed_form(tilt):
+    # -|v|^2 / 2 + sum_i (1/2 - tilt) w_i v_i: from w to m w it changes by tilt |w_P|^2, and the path rises by |w_P|^2 / 8 over its baseline in the middle
+    f = Objective.from_function(lambda v: -v @ v / 2 + (0.5 - tilt) * (W @ v), D)
     full = Mask.full(f.model.layout)
-    barriers = np.cumsum(ordered(np.ones(D), full.kept)) / 8
-    expected = int((barriers <= 0.2).sum())
+    squares = np.cumsum(ordered(np.ones(D), full.kept))
+    rises = np.maximum(squares / 8, tilt * squares)
+    expected = int((rises <= 0.2).sum())
     assert 5 < expected < D - 5
     found = adaptive.rate("barrier", f, W, full, cutter(full, full), among=full, tolerance=0.2)
     assert found.pruned == expected
-    assert (found.excess, found.refused) == pytest.approx(tuple(barriers[expected - 1 : expected + 1]), abs=1e-12)
-    # a bowl has none: all but one weight go
-    nowhere = adaptive.rate("barrier", bowl(np.ones(D)), W, full, cutter(full, full), among=full, tolerance=0.0)
-    assert nowhere.pruned == D - 1
-    assert math.isnan(nowhere.refused)
+    assert (found.excess, found.refused) == pytest.approx(tuple(rises[expected - 1 : expected + 1]), abs=1e-12)
+    assert found.tried <= 1 + 10 * math.ceil(math.log2(D))
+
+
+def test_without_a_barrier_the_end_decides_and_where_nothing_does_one_weight_stays():
+    f = bowl(np.ones(D))  # convex: no path has a barrier
+    full = Mask.full(f.model.layout)
+    ask = {"among": full, "tolerance": 0.3}
+    by_end, by_path = (adaptive.rate(rule, f, W, full, cutter(full, full), **ask) for rule in ("projection", "barrier"))
+    assert by_path.pruned == by_end.pruned < D - 1
+    flat = adaptive.rate("barrier", bowl(np.zeros(D)), W, full, cutter(full, full), **ask)
+    assert flat.pruned == D - 1
+    assert math.isnan(flat.refused)
 
 
 def test_errors_are_the_metric_of_a_loss_that_classifies():
@@ -148,3 +158,29 @@ def test_the_spectrum_rule_is_exact_for_a_round_bowl(tolerance):
     assert found.excess == pytest.approx(rises[expected - 1], rel=1e-8)
     assert found.refused == pytest.approx(rises[expected], rel=1e-8)
     assert found.tried == mask.size  # the matrix is formed where that costs no more
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, 0.2])
+def test_the_spectrum_rule_solves_formula_3_in_all_survivors(tolerance):
+    # two thirds of the survivors have curvature 1, the others none: mean 1 / (1 + s lambda) = (2/3) / (1 + s) + 1/3 = alpha gives s, where alpha > 1/3
+    full = Mask.full(bowl(np.ones(D)).model.layout)
+    mask, among = Mask(full.layout, np.arange(D) < 48), Mask(full.layout, np.arange(D) < 45)
+    h = np.where(np.arange(D) % 3 == 0, 0.0, 1.0)
+    n = mask.size  # 48, of which 32 are bent
+    squares = np.cumsum(ordered(np.ones(D), mask.kept & among.kept))
+    alphas = np.arange(1, 46) / n
+    s = (2 / 3) / np.where(alphas > 1 / 3, alphas - 1 / 3, np.nan) - 1
+    rises = np.nan_to_num(squares * (1 - alphas) / (2 * alphas * s))
+    expected = int((rises <= tolerance).sum())
+    assert n / 3 <= expected < 44
+    f = bowl(h, centre=torch.zeros(D, dtype=torch.float64))
+    found = adaptive.rate("spectrum", f, mask.apply(W), mask, cutter(mask, among), among=among, tolerance=tolerance)
+    assert found.pruned == expected
+    assert found.refused == pytest.approx(rises[expected], rel=1e-8)
+
+
+def test_the_spectrum_rule_is_of_the_loss():
+    f = bowl(np.ones(D))
+    full = Mask.full(f.model.layout)
+    with pytest.raises(UsageError, match="the rule spectrum has no error rate"):
+        adaptive.rate("spectrum", f, W, full, cutter(full, full), among=full, tolerance=0.1, metric="error")

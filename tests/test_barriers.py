@@ -1,8 +1,10 @@
 """Barriers of paths known in closed form; BatchNorm on the path; laws of reversal, chunks and restriction."""
 
 import dataclasses
+import itertools
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ import torch
 from torch import nn
 
 from landscape.analysis import styles
-from landscape.analysis.barriers import DEFINITIONS, POLICIES, Barrier, barrier, recomputed
+from landscape.analysis.barriers import DEFINITIONS, POLICIES, Barrier, End, barrier, decide, hills, recomputed
 from landscape.errors import UsageError
+from landscape.masks import Mask
 from landscape.objectives import Objective, Rows
 from landscape.results import Result
 from landscape.seeds import generator
@@ -529,3 +532,296 @@ def test_wrong_points_and_names_are_refused(pair):
         result.value(definition="over-meen")
     with pytest.raises(UsageError, match="panel 'lost'"):
         result.plot(None, "lost")
+
+
+# -- what sampling the rows does -----------------------------------------------------------------------------------------
+
+
+class Table(nn.Module):
+    """At the place a = k / (K - 1) on the way from 0 to 1 a row (N, K) is wrong where its entry k is 1."""
+
+    def __init__(self, points):
+        super().__init__()
+        self.points = points
+        self.a = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        k = int(torch.round(self.a * (self.points - 1)).item())
+        return torch.stack([torch.zeros_like(x[:, k]), 0.5 - x[:, k]], 1)
+
+
+def tabled(wrong):
+    """The objective whose errors by row and place are `wrong` (N, K), with its ends."""
+    n, points = wrong.shape
+    rows = Rows(torch.from_numpy(wrong.astype(float)), torch.ones(n, dtype=torch.int64))
+    f, start = objective(Table(points), rows)
+    return f, start, torch.ones(1, dtype=F64)
+
+
+def resampled(wrong, draws=4000):
+    """The bootstrap of the barrier by its definition: rows drawn one by one."""
+    random = np.random.default_rng(5)
+    a = np.linspace(0, 1, wrong.shape[1])
+    tops = np.empty(draws)
+    for i in range(draws):
+        curve = wrong[random.integers(0, len(wrong), len(wrong))].mean(0)
+        tops[i] = (curve - ((1 - a) * curve[0] + a * curve[-1])).max()
+    return tops
+
+
+def test_the_interval_of_a_single_peak_is_that_of_a_share():
+    n, share = 400, 0.3
+    wrong = np.zeros((n, 3))
+    wrong[: int(share * n), 1] = 1
+    f, start, end = tabled(wrong)
+    found = barrier(f, None, start, end, points=3, refine=0, chance=0.9).intervals["none needed"]
+    exact = math.sqrt(share * (1 - share) / n)
+    # a standard deviation of 1,000 draws has a standard error of 1/sqrt(2,000) of it; a quantile at 2.5% one of 0.084 deviations, and a step of 1/400
+    assert found["standard_error"] == pytest.approx(exact, rel=4 / math.sqrt(2000))
+    assert found["bias"] == pytest.approx(0, abs=4 * exact / math.sqrt(1000))
+    for name, turn in (("low", -1.96), ("high", 1.96)):
+        assert found[name] == pytest.approx(share + turn * exact, abs=4 * 0.084 * exact + 1 / 400)
+
+
+def test_the_bootstrap_is_that_of_rows_drawn_one_by_one():
+    random = np.random.default_rng(0)
+    wrong = (random.random((90, 5)) < [0.1, 0.3, 0.35, 0.3, 0.2]).astype(float)
+    wrong[:30] = wrong[:30, :1]  # rows that are constant along the path
+    f, start, end = tabled(wrong)
+    found = barrier(f, None, start, end, points=5, refine=0, chance=0.9)
+    tops = resampled(wrong)
+    a = np.linspace(0, 1, 5)
+    value = (wrong.mean(0) - ((1 - a) * wrong[:, 0].mean() + a * wrong[:, -1].mean())).max()
+    assert found.value() == pytest.approx(value, rel=1e-12)
+    own = found.intervals["none needed"]
+    error = tops.std() * math.sqrt(1 / 1000 + 1 / 4000)
+    assert own["bias"] == pytest.approx(tops.mean() - value, abs=4 * error)
+    assert own["standard_error"] == pytest.approx(tops.std(), rel=4 * math.sqrt(1 / 2000 + 1 / 8000))
+    assert own["high"] == pytest.approx(np.quantile(tops, 0.975), abs=4 * 0.094 * tops.std() + 1 / 90)
+
+
+def test_the_interval_of_losses_is_that_of_rows_drawn_one_by_one():
+    losses = np.random.default_rng(1).random((60, 3))
+    f, start, end = tabled(
+        losses
+    )  # the loss log(1 + exp(x - 1/2)) is not the table's, but by rows of one place it is known
+    values = np.log1p(np.exp(losses - 0.5))
+    f = dataclasses.replace(f, loss=dataclasses.replace(f.loss, classifies=False))
+    found = barrier(f, None, start, end, points=3, refine=0).intervals["none needed"]
+    tops = resampled(values)
+    assert found["standard_error"] == pytest.approx(tops.std(), rel=4 * math.sqrt(1 / 2000 + 1 / 8000))
+
+
+def test_noise_alone_makes_a_barrier_and_the_interval_says_so():
+    """Rows wrong by chance at every place: the true barrier is 0, the measured one is not."""
+    covered = 0
+    for seed in range(12):
+        wrong = (np.random.default_rng(seed).random((300, 11)) < 0.2).astype(float)
+        f, start, end = tabled(wrong)
+        found = barrier(f, None, start, end, points=11, refine=0, chance=0.9)
+        own = found.intervals["none needed"]
+        assert found.value() > 0
+        assert own["bias"] > 0
+        covered += own["low"] == 0
+    # at 95% coverage fewer than 9 of 12 has probability 0.2%
+    assert covered >= 9
+
+
+def test_of_one_row_there_is_no_sample():
+    f, start, end = along(lambda a: a * (1 - a))
+    result = barrier(f, None, start, end)
+    assert result.intervals == {}
+    assert "interval" not in result.summary()
+
+
+def test_ignored_targets_have_no_part_in_the_error():
+    x, targets = draw(12, 2), torch.tensor([0, 1, -100] * 4)
+    f, _ = objective(nn.Linear(2, 2), Rows(x, targets))
+    always = torch.tensor([0.0, 0, 0, 0, 9, 0])  # class 0: right for half of those that are counted
+    assert barrier(f, None, always, 2 * always).curves["train error"] == pytest.approx(0.5)
+
+
+# -- a threshold -----------------------------------------------------------------------------------------------------------
+
+
+def peaked(n, bad, points=33):
+    wrong = np.zeros((n, points))
+    wrong[:bad, points // 2] = 1
+    return tabled(wrong)
+
+
+@pytest.mark.parametrize(("bad", "answer", "seen"), [(100, "no", 3), (0, "yes", 33), (4, "undecided", 41)])
+def test_a_threshold_takes_no_more_points_than_it_needs(bad, answer, seen):
+    # of 200 rows 2% are 4: half of them above is beyond doubt, none below, exactly as many undecided
+    f, start, end = peaked(200, bad)
+    result = barrier(f, None, start, end, points=33, threshold=0.02, chance=0.9)
+    assert result.answer == answer
+    assert len(result.alpha) == seen
+    assert result.saved == 41 - seen
+    assert f"below 2.0 pp: {answer}" in result.summary()
+    assert styles.rendered(result, "svg")
+    same(Result.from_json(result.to_json()), result)
+
+
+def test_the_midpoint_is_looked_at_first():
+    places = []
+
+    def value(a):
+        places.append(float(a))
+        return a * (1 - a)
+
+    f, start, end = along(value)
+    places.clear()
+    assert barrier(f, None, start, end, points=9, threshold=0.2).answer == "no"
+    assert places == [0, 1, 0.5]
+
+
+# -- masks and policies ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def masked():
+    """An indefinite quadratic of three coordinates, ends on two axial planes, their masks."""
+    signs = torch.tensor([1.0, -9.0, 4.0], dtype=F64)
+    f = Objective.from_function(lambda w: (signs * w**2).sum() / 2, 3)
+    one, other = (Mask.of(f.model.layout, {"w": kept}) for kept in ([1, 1, 0], [0, 1, 1]))
+    return f, torch.tensor([1.0, 2, 0], dtype=F64), torch.tensor([0.0, -1, 3], dtype=F64), one, other
+
+
+@pytest.mark.parametrize(("mask", "kept"), [("none", [1, 1, 1]), ("union", [1, 1, 1]), ("start", [1, 1, 0]), ("end", [0, 1, 1]), ("intersection", [0, 1, 0])])  # fmt: skip
+def test_masks_prune_the_path(masked, mask, kept):
+    f, start, end, one, other = masked
+    result = barrier(f, None, start, end, mask=mask, start_mask=one, end_mask=other, refine=0)
+    a, keep = result.alpha[:, None], np.array(kept)
+    w = ((1 - a) * start.numpy() + a * end.numpy()) * keep
+    np.testing.assert_allclose(result.curves["train loss"], (w**2 @ [1.0, -9, 4]) / 2, rtol=1e-12, atol=1e-12)
+    assert (result.mask, result.density) == (mask, None if mask == "none" else pytest.approx(sum(kept) / 3))
+    assert any("moves" in warning for warning in result.warnings) == (mask not in ("none", "union"))
+    assert ("mask" in result.summary()) == (mask != "none")
+
+
+def test_masks_that_are_not_there_are_asked_for(masked):
+    f, start, end, one, _ = masked
+    with pytest.raises(UsageError, match="mask of the end"):
+        barrier(f, None, start, end, mask="union", start_mask=one)
+    with pytest.raises(UsageError, match="Did you mean 'union'"):
+        barrier(f, None, start, end, mask="unoin", start_mask=one)
+    line = segment(start, end)
+    with pytest.raises(UsageError, match="before it is restricted"):
+        barrier(f.restrict(line), None, torch.zeros(1), torch.ones(1), mask="start", start_mask=one)
+
+
+def test_policies_stand_side_by_side():
+    f, start, end, buffers = scaled_ends("linear")
+    result = barrier(f, f, start, end, bn=("recompute", "average"), chance=1.0, **buffers)
+    flat = float(f(start))
+    assert result.bn == "recompute"
+    np.testing.assert_allclose(result.curves["test loss"], flat, rtol=1e-9)
+    narrowed = {**f.buffers, "1.running_var": f.buffers["1.running_var"] * 5 / 4}  # as above: 5 where 4 is right
+    middle = np.searchsorted(result.alpha, 0.5)
+    expected = float(f.with_buffers(narrowed)(start))
+    assert result.others["average"]["test loss"][middle] == pytest.approx(expected, rel=1e-9)
+    assert result.other_barriers["average"]["test loss"]["midpoint"] == pytest.approx(expected - flat, rel=1e-6)
+    assert set(result.intervals) == {"recompute", "average"}
+    assert ", by average" in result.summary()
+    assert [trace.name for trace in result.figure().data if trace.name and "average" in trace.name] == ["test error, BatchNorm average", "test loss, BatchNorm average"]  # fmt: skip
+    same(Result.from_json(result.to_json()), result)
+
+
+def test_uneven_ends_are_flagged():
+    wrong = np.zeros((100, 3))
+    wrong[:10, -1] = 1
+    f, start, end = tabled(wrong)
+    assert barrier(f, None, start, end, points=3, refine=0, chance=0.9).uneven
+    assert "UNEVEN" in barrier(f, None, start, end, points=3, refine=0, chance=0.9).summary()
+    assert not barrier(f, None, start, start + 1e-9, points=3, refine=0, chance=0.9).uneven
+
+
+def test_answers_of_before_are_read():
+    """Fields are added with defaults, so that the gallery's answers stay readable."""
+    old = Barrier.from_json((Path(__file__).parents[1] / "figures" / "barrier.json").read_text())
+    assert (old.intervals, old.mask, old.answer) == ({}, "none", None)
+    assert styles.rendered(old, "svg")
+
+
+# -- many barriers ---------------------------------------------------------------------------------------------------------
+
+
+def test_hills_of_an_indefinite_quadratic():
+    signs, points = torch.tensor([1.0, -9.0], dtype=F64), draw(3, 2, seed=4)
+    f = Objective.from_function(lambda w: (signs * w**2).sum() / 2, 2)
+    ends = [End(point) for point in points]
+    pairs = [(ends[0], ends[1]), (ends[1], ends[2]), (ends[2], ends[0])]
+    found = hills(f, None, pairs)
+    bends = [float((signs * (other.point - one.point) ** 2).sum()) for one, other in pairs]
+    np.testing.assert_allclose(found.value(), [max(0, -bend / 8) for bend in bends], rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(found.value(definition="midpoint"), [-bend / 8 for bend in bends], rtol=1e-12)
+    np.testing.assert_allclose(found.distance, [float((b.point - a.point).norm()) for a, b in pairs], rtol=1e-14)
+    first, second = points[0].numpy(), points[1].numpy()
+    cosine = first @ second / np.linalg.norm(first) / np.linalg.norm(second)
+    assert found.angle[0] == pytest.approx(math.degrees(math.acos(cosine)), rel=1e-9)
+    assert found.angular[0] == pytest.approx(2 * math.acos(cosine) / math.pi, rel=1e-9)
+    assert np.isnan(found.disagreement).all()
+    assert found.policies == ("none needed",)
+
+
+def test_an_end_in_many_pairs_is_evaluated_once():
+    count = 0
+
+    def value(w):
+        nonlocal count
+        count += 1
+        return w @ w
+
+    f = Objective.from_function(value, 2)
+    ends = [End(point) for point in draw(3, 2)]
+    hills(f, None, list(itertools.combinations(ends, 2)), points=5)
+    assert count == 3 + 3 * 3
+
+
+def test_hills_are_barriers_and_the_lockstep_agrees(pair):
+    train, test, start, end = pair
+    found = hills(train, test, [(End(start), End(end))])
+    line = torch.stack([torch.lerp(start, end, float(a)) for a in found.alpha])
+    for split, f in (("train", train), ("test", test)):
+        value = f.value(line)  # vmap over the points
+        np.testing.assert_allclose(found.curves["none needed"][f"{split} loss"][0], value.loss, rtol=1e-12)
+        np.testing.assert_allclose(found.curves["none needed"][f"{split} error"][0], 1 - value.accuracy, atol=1e-12)
+    classes = [test.outputs(point).argmax(1) for point in (start, end)]
+    assert found.disagreement[0] == pytest.approx(float((classes[0] != classes[1]).double().mean()))
+    assert found.headline == "test error"
+    np.testing.assert_allclose(found.intervals["none needed"].value, found.value(), rtol=1e-12)
+    assert found.decided(10.0) == ["yes"]
+
+
+def test_angular_distance_is_over_the_shared_weights(masked):
+    f, start, end, one, other = masked
+    found = hills(f, None, [(End(start, mask=one), End(end, mask=other))])
+    assert found.angular[0] == pytest.approx(2)  # of (2) and (-1): opposite
+
+
+def test_hills_take_batchnorm_as_barriers_do():
+    f, start, end, buffers = scaled_ends("linear")
+    ends = End(start, buffers["start_buffers"]), End(end, buffers["end_buffers"])
+    found = hills(None, f, [ends], bn=("recompute", "average"), statistics=f, points=3)
+    flat = float(f(start))
+    np.testing.assert_allclose(found.curves["recompute"]["test loss"][0], flat, rtol=1e-9)
+    narrowed = {**f.buffers, "1.running_var": f.buffers["1.running_var"] * 5 / 4}
+    assert found.curves["average"]["test loss"][0, 1] == pytest.approx(float(f.with_buffers(narrowed)(start)), rel=1e-9)
+    with pytest.raises(UsageError, match="statistics"):
+        hills(None, f, [ends], bn="recompute")
+    fixed = hills(None, f, [ends], bn="endpoint", points=3).curves["endpoint"]["test loss"][0]
+    assert fixed[-1] == pytest.approx(float(f.with_buffers(buffers["start_buffers"])(end)), rel=1e-12)
+
+
+def test_hills_of_nothing_and_wrong_names_are_refused(pair):
+    train, _, start, end = pair
+    with pytest.raises(UsageError, match="at least one pair"):
+        hills(train, None, [])
+    with pytest.raises(UsageError, match="definition"):
+        hills(train, None, [(End(start), End(end))], points=3).value(definition="per-example")
+
+
+@pytest.mark.parametrize(("low", "high", "answer"), [(0.0, 0.019, "yes"), (0.021, 0.5, "no"), (0.01, 0.03, "undecided"), (math.nan, math.nan, "undecided")])  # fmt: skip
+def test_decide(low, high, answer):
+    assert decide(low, high, 0.02) == answer

@@ -1,6 +1,7 @@
 """What retraining does, against hand counts on weights whose order is known, and the law of a random mask; the pictures from the stored numbers alone."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,9 +9,12 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from landscape.analysis.magnitudes import Retraining, Stage, retraining
+from landscape.analysis.thresholds import Threshold
+from landscape.cli.app import main
 from landscape.errors import LandscapeError, UsageError
 from landscape.masks import Mask
 from landscape.results import Result
+from landscape.runs import Run
 from landscape.trajectories import Entry, Layout
 
 # two tensors that may be pruned, and a bias that may not
@@ -165,3 +169,75 @@ def test_dead_survivors_are_counted_and_not_drawn():
     assert found.outside.tolist() == [[0, 1]]
     assert found.solved[0, 1].sum() == 5
     assert "survivors that are 0 or beyond" in found.warnings[0]
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+IMP = ["--levels", "2", "--steps", "12", "--batch-size", "20", "--limit", "100", "--width", "0.25", "--replicates", "0", "--evaluations", "2"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ladders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ladders")
+    for name, more in {"rewound": [], "tuned": ["--variant", "fine-tune"], "other": ["--norm", "layer"], "alone": ["--output", "0"]}.items():  # fmt: skip
+        assert main(["imp", "digits-mlp", *IMP, *more, "--out", str(folder / name)]) == 0
+    return folder
+
+
+def test_the_command_reads_the_levels_of_runs(ladders, capsys):
+    first, second = str(ladders / "rewound"), str(ladders / "tuned")
+    assert main(["retraining", first, second, "--levels", "1"]) == 0
+    (path,) = (ladders / "rewound" / "results").glob("retraining.json")
+    found = Result.from_json(path.read_text())
+    assert isinstance(found, Retraining)
+    assert found.variants == ["weight-rewind", "fine-tune"]
+    assert found.shown == [1]
+    # 20% of n go, rounded up; what is on disk tells it again
+    n = found.prunable
+    for _ in range(2):
+        n -= math.ceil(n / 5)
+    assert found.survivors[:, 2].tolist() == [n, n]
+    for v, name in enumerate(("rewound", "tuned")):
+        run = Run(ladders / name)
+        before, after = (run.level(level).trajectory().row(-1).point for level in (0, 1))
+        gone = (after == 0) & (np.abs(before) <= found.thresholds[v, 0])
+        assert np.sum(gone) == found.prunable - found.survivors[v, 1]
+        # float32 points, summed in float64
+        assert found.moved[v, 0] == pytest.approx(float(np.linalg.norm((after - before)[~gone].astype(float))), rel=1e-6)  # fmt: skip
+    capsys.readouterr()
+    assert main(["retraining", first, second, "--levels", "1"]) == 0
+    assert "answered before" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        (["other"], "differ in norm"),
+        (["alone"], "may not prune the same weights"),
+        (["rewound"], "named twice"),
+        (["missing"], "does not exist"),
+    ],
+)
+def test_runs_that_cannot_stand_side_by_side_are_refused(ladders, capsys, others, message):
+    assert main(["retraining", *(str(ladders / name) for name in ["rewound", *others])]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_tickets_stand_on_the_axis_of_a_sweep(ladders, capsys):
+    asked = ["threshold", "digits-mlp", "--limit", "100", "--width", "0.25", "--dims", "2,4", "--seeds", "1", "--steps", "3", "--evaluations", "1", "--out", str(ladders / "sweep")]  # fmt: skip
+    assert main(asked) == 0
+    assert main([*asked, "--tickets", f"{ladders / 'rewound'},{ladders / 'tuned'}"]) == 0
+    plain, beside = (Result.from_json((ladders / "sweep" / "results" / name).read_text()) for name in ("threshold.json", "threshold-2.json"))  # fmt: skip
+    assert isinstance(plain, Threshold)
+    assert isinstance(beside, Threshold)
+    assert "tickets" not in plain.question
+    assert beside.ladders == ["imp rewound", "imp tuned"]
+    records = [Run(ladders / "rewound").level(level).record() for level in range(3)]
+    mine = beside.tickets["name"] == "imp rewound"
+    # biases move too: all parameters but those pruned
+    gone = [0, *(beside.ambient - int(np.count_nonzero(Run(ladders / "rewound").level(level).trajectory().row(-1).point)) for level in (1, 2))]  # fmt: skip
+    assert beside.tickets["dim"][mine].tolist() == [beside.ambient - count for count in gone]
+    assert beside.tickets["test_accuracy"][mine].tolist() == [record["final"]["test_accuracy"] for record in records]
+    capsys.readouterr()
+    assert main([*asked, "--tickets", str(ladders / "other")]) == 2
+    assert "differ in norm" in capsys.readouterr().err

@@ -241,6 +241,19 @@ def test_layers_are_in_the_order_of_execution():
     assert layers(f) == ("weight",)
 
 
+class Table(nn.Module):
+    """The weight of its output layer is a parameter of its own, registered first: the layer's name for it is an alias."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.ones(3, 4))
+        self.out = nn.Linear(4, 3)
+        self.out.weight = self.table
+
+    def forward(self, x):
+        return self.out(x + self.table.sum(0))
+
+
 def test_tied_weights_stand_once_and_frozen_ones_not():
     f, _ = problems.objective("tied")
     assert len(layers(f)) == len(set(layers(f)))
@@ -248,6 +261,9 @@ def test_tied_weights_stand_once_and_frozen_ones_not():
     assert set(layers(f)) <= names
     f, _ = problems.objective("frozen")
     assert layers(f) == ("out.weight",)
+    f, _ = objective(Table(), (4,))
+    assert layers(f) == ("table",)
+    assert prunable(f).counts() == {"table": (12, 12), "out.bias": (0, 3)}
 
 
 @pytest.mark.parametrize(("options", "lost"), [({}, 0), ({"output": False}, 640), ({"first": False}, 432)])
@@ -513,15 +529,21 @@ def test_effective_weights_of_a_residual_network_with_pools():
     assert dead_units(effective(f, Mask.of(f.model.layout, {"0.weight": stem})))["0.weight"] == (3, 4)
 
 
-def test_effective_weights_of_tied_and_frozen_layers_and_of_a_deep_network():
-    """All of them are on paths: that a frozen layer has negative weights and biases, and that 100^161 paths leave float64, changes nothing."""
-    frozen = nn.Sequential(problems.filled(nn.Linear(4, 5)).requires_grad_(False), nn.ReLU(), nn.Linear(5, 3))
-    deep = nn.Sequential(*(nn.Linear(100, 100) for _ in range(160)), nn.Linear(100, 3))
-    for f, _ in (
-        problems.objective("tied"),
-        problems.objective("attention"),
-        objective(frozen, (4,)),
-        objective(deep, (100,), rows=2),
-    ):
+def test_effective_weights_of_tied_and_frozen_layers():
+    """All of them are on paths, whatever the signs of a frozen layer's weights and biases."""
+    frozen = nn.Sequential(nn.Linear(4, 5).requires_grad_(False), nn.ReLU(), nn.Linear(5, 3))
+    frozen[0].weight.copy_(torch.tensor([1.0, -1, 2, -2]).expand(5, 4))  # a row of ones would give 0
+    for f, _ in (problems.objective("tied"), problems.objective("attention"), objective(frozen, (4,))):
         full = Mask.full(f.model.layout)
         assert effective(f, full) == full
+
+
+def test_effective_weights_of_a_deep_network():
+    """100^161 paths leave float64, from both ends: a unit that nothing enters, early, and one that nothing leaves, late, are found all the same."""
+    f, _ = objective(nn.Sequential(*(nn.Linear(100, 100) for _ in range(160)), nn.Linear(100, 3)), (100,), rows=2)
+    early, late = np.ones((100, 100)), np.ones((100, 100))
+    early[0], late[:, 0] = 0, 0
+    mask = Mask.of(f.model.layout, {"0.weight": early, "159.weight": late})
+    counts = effective(f, mask).counts()
+    lost = {name: of - n for name, (n, of) in counts.items() if n < of}
+    assert lost == {"0.weight": 100, "1.weight": 100, "158.weight": 100, "159.weight": 100}

@@ -46,7 +46,7 @@ def tickets():
     masks = [mask_of(range(n)) for n in (12, 8, 6, 4)]
     solutions = [End(mask.apply(w + draw(D, seed=1 + i)), mask=mask) for i, mask in enumerate(masks[:3])]
     return [
-        Ticket(i, masks[i], masks[i] - masks[i + 1], masks[i].apply(w), solutions[i], (solutions + [None])[i + 1])
+        Ticket(i, masks[i], masks[i] - masks[i + 1], masks[i].apply(w), solutions[i], [*solutions, None][i + 1])
         for i in range(3)
     ]
 

@@ -1,5 +1,6 @@
 """The phase transition against counts by hand, the exact law of a ball, and scipy's intervals; the pictures from the stored numbers alone."""
 
+import json
 import math
 import warnings
 from collections.abc import Sequence
@@ -506,3 +507,73 @@ def test_a_level_that_the_start_has_reached_is_named() -> None:
         plain("random", (2, 8), losses, start_train_loss=np.full((3, 2), 2.0)), ambient=100, losses=[1.0]
     )
     assert not any("before any training" in note for note in outside.warnings)
+
+
+# -- tickets ----------------------------------------------------------------------------------------------------------
+
+
+def rungs(*names: str) -> dict[str, list[Any]]:
+    """Five levels of 1,600 to 100 parameters: losses 0.01, 0.02, 0.04, 0.5, 0.08 and test accuracies 0.97, 0.96, 0.95, 0.5, 0.9."""
+    found: dict[str, list[Any]] = {name: [] for name in ("name", "level", "dim", "train_loss", "train_accuracy", "test_loss", "test_accuracy")}  # fmt: skip
+    for name in names:
+        for level, (dim, loss, accuracy) in enumerate(zip((1600, 800, 400, 200, 100), (0.01, 0.02, 0.04, 0.5, 0.08), (0.97, 0.96, 0.95, 0.5, 0.9), strict=True)):  # fmt: skip
+            for key, value in (("name", name), ("level", level), ("dim", dim), ("train_loss", loss), ("train_accuracy", accuracy), ("test_loss", 2 * loss), ("test_accuracy", accuracy)):  # fmt: skip
+                found[key].append(value)
+    return found
+
+
+def test_a_ticket_stands_at_the_fewest_parameters_that_reach_a_goal():
+    found = threshold(smooth(), ambient=D, losses=(0.08, 0.04, 0.015, 0.001), tickets=rungs("imp"))
+    fewest, bounds = found.ticket("imp", "train_loss", [0.5, 0.08, 0.04, 0.03, 0.015, 0.001])
+    # level 3 misses 0.08, which the smaller level 4 reaches: that is enough, for its subspace lies in that of level 3
+    assert fewest[:5].tolist() == [100, 100, 400, 800, 1600]
+    assert math.isnan(fewest[5])
+    assert bounds.tolist() == [-1, -1, 0, 0, 0, 0]  # even fewer might do where the last level does
+    assert found.ticket("imp", "test_accuracy", [0.95])[0].tolist() == [400]
+    rows = {row[1]: row for row in found.table()[1:] if row[0] == "imp"}
+    assert rows["train loss 0.08"][2:4] == ("≤ 100", "one run")
+    assert rows["train loss 0.04"][2] == "400"
+    assert rows["train loss 0.04"][-1] == f"{D / 400:.3g}"  # 16.4
+    assert rows["train loss 0.08"][-1] == f"≥ {D / 100:.3g}"
+    assert rows["train loss 0.001"][2] == "none reached"
+    assert {len(row) for row in found.table()} == {10}
+    # the whole space's test accuracy is 0.9995 (its loss 1e-3): 90% of it is 0.89955, reached by the last level too
+    assert next(row for name, row in rows.items() if name.startswith("d_int90"))[2] == "≤ 100"
+    assert next(row for name, row in rows.items() if name.startswith("d_int100"))[2] == "none reached"
+    assert "imp with ≤ 100 parameters" in found.summary()
+
+
+def test_tickets_change_no_other_number_and_are_drawn_from_the_answer():
+    cells = smooth()
+    plain, beside = threshold(cells, ambient=D), threshold(cells, ambient=D, tickets=rungs("imp a", "imp b"))
+    assert [row for row in beside.table() if not row[0].startswith("imp")] == plain.table()
+    again = Result.from_json(beside.to_json())
+    assert isinstance(again, Threshold)
+    assert again.to_json() == beside.to_json()
+    assert again.ladders == ["imp a", "imp b"]
+    for panel in again.panels():
+        again.plot(Figure().subplots(), panel)
+    ax = Figure().subplots()
+    again.plot(ax, "axis")
+    (line,) = [line for line in ax.get_lines() if line.get_label() == "imp b"]
+    assert line.get_xdata().tolist() == [1600, 800, 400, 200, 100]
+    assert ax.get_xlim()[1] > 1600  # in view
+    assert len(again.figure().data) == len(plain.figure().data) + 2
+
+
+def test_an_answer_from_before_tickets_is_read():
+    record = json.loads(threshold(smooth(), ambient=D).to_json())
+    del record["tickets"], record["check"]
+    found = Result.from_json(json.dumps(record))
+    assert isinstance(found, Threshold)
+    assert found.ladders == []
+    assert found.table() == threshold(smooth(), ambient=D).table()
+
+
+def test_tickets_of_another_network_are_refused():
+    with pytest.raises(UsageError, match="1 to 6,570 move; got tickets with 100 to 6,571"):
+        threshold(smooth(), ambient=D, tickets={**rungs("imp"), "dim": [D + 1, 800, 400, 200, 100]})
+    with pytest.raises(UsageError, match="lack the column 'dim'"):
+        threshold(smooth(), ambient=D, tickets={name: column for name, column in rungs("imp").items() if name != "dim"})
+    with pytest.raises(UsageError, match="one entry a level"):
+        threshold(smooth(), ambient=D, tickets={**rungs("imp"), "dim": [100]})
