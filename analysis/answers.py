@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from pathlib import Path
 
 from landscape.errors import LandscapeError, UnsafeInputError, UsageError
@@ -35,7 +34,6 @@ _HOMES = (
 def load(path: Path) -> Result:
     """Read a results/*.json file. Raises UsageError where there is none, UnsafeInputError where it is not an answer."""
     for home in _HOMES:
-        if not importlib.util.find_spec(f"landscape.analysis.{home}"): continue  # TEMPORARY
         importlib.import_module(f"landscape.analysis.{home}")
     try:
         text = path.read_text()

@@ -74,6 +74,8 @@ class Problem:
     """Of the network: relu, tanh, gelu, ..."""
     norm: str | None = None
     """Of the network: batch, group, layer or none."""
+    init: Literal["he", "glorot", "lecun"] | None = None
+    """How weights are drawn: variance 2 / fan-in, 2 / (fan-in + fan-out) or 1 / fan-in, with zero biases; default is the network's own."""
     data: Path | None = None
     """Folder of the data set."""
     limit: Annotated[int | None, WHOLE] = None
@@ -90,7 +92,7 @@ class Problem:
     def record(self, spec: str) -> dict[str, Any]:
         """As run.json keeps it. What was not asked for and is younger than the first runs is left out."""
         kept = {"task": spec, **dataclasses.asdict(self), "data": str(self.data.resolve()) if self.data else None}
-        return {name: value for name, value in kept.items() if name != "label_noise" or value is not None}
+        return {name: value for name, value in kept.items() if name not in ("label_noise", "init") or value is not None}
 
 
 @Parameter(name="*")

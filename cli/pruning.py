@@ -56,10 +56,10 @@ class Pruning:
     """Parameters that are not pruned: names or globs with commas. Biases and norms never are."""
     moments: Annotated[bool, Parameter(name="--rewind-moments", negative="")] = False
     """Rewind the optimizer's moments with the weights; else they start anew."""
-    rule: Literal["projection", "barrier", "retraining"] = "projection"
-    """Of the variant adaptive: the largest rate whose projection, or whose path to it, stays within the tolerance; or twice the rate after a level within it, half after another."""
+    rule: Literal["projection", "barrier", "spectrum", "retraining"] = "projection"
+    """Of the variant adaptive: the largest rate whose projection, or the whole path to it (barrier), or the quadratic theory of retraining (spectrum) stays within the tolerance; or twice the rate after a trained level within it, half after another (retraining)."""
     tolerance: float = 0.01
-    """Of the rule: error above the solution's (0.01 is one point)."""
+    """Of the rule: error above the solution's (0.01 is one point), above the dense one's (retraining), or rise of the loss (spectrum)."""
 
 
 def imp(
@@ -123,7 +123,7 @@ def imp(
     names = tuple(dict.fromkeys(name.strip() for name in (ablations or "").split(",") if name.strip()))
     plan = tickets.Plan(levels=levels, replicates=replicates, ablations=names, **dataclasses.asdict(pruning))
     every = max(1, recipe.steps // 20) if record_every == "auto" else _every(record_every, recipe.steps)
-    grid = {"levels": levels, "replicates": replicates, "ablations": list(names)}
+    grid: dict[str, Any] = {"levels": levels, "replicates": replicates, "ablations": list(names)}
     options = {
         **problem.record(task), "seed": common.seed, "dtype": common.dtype, "device": device.type, **_fields(recipe),
         **{name: value for name, value in _fields(plan).items() if name not in grid},
@@ -138,8 +138,8 @@ def imp(
             note(f"({out} is finished; what is new is added)")
         known = run.record().get("grid", {})
         # what was trained by an earlier call stays a part of the answer
-        grid["levels"] = max(grid["levels"], known.get("levels", 0))  # type: ignore[call-overload]
-        grid["replicates"] = max(grid["replicates"], known.get("replicates", 0))  # type: ignore[call-overload]
+        grid["levels"] = max(grid["levels"], known.get("levels", 0))
+        grid["replicates"] = max(grid["replicates"], known.get("replicates", 0))
         grid["ablations"] = list(dict.fromkeys([*known.get("ablations", []), *names]))
         run.update(grid=grid)
         with stop_signals():
@@ -158,12 +158,13 @@ def imp(
                 for level in rungs
                 if (own := run.branch(tickets.ablation_name(kind, level.number))).record_path.exists()
             }
-            for kind in grid["ablations"]  # type: ignore[attr-defined]
+            for kind in grid["ablations"]
         }
         result = ladder(
             train,
             test,
-            *zip(*states, strict=True),
+            [point for point, _ in states],
+            [buffers for _, buffers in states],
             [level.mask for level in rungs],
             [level.facts for level in rungs],
             among=tickets.prunable(train, plan),
@@ -171,7 +172,12 @@ def imp(
             ablations=beside,
             fixed_rate=None if plan.variant == "adaptive" else plan.rate,
         )
-        about = {"run": str(run.folder), "task": task_.name, "data": task_.data.description, "fingerprint": task_.data.fingerprint}
+        about = {
+            "run": str(run.folder),
+            "task": task_.name,
+            "data": task_.data.description,
+            "fingerprint": task_.data.fingerprint,
+        }
         more = {**_fields(plan), "versions": run.record()["versions"], "made": now()}
         return dataclasses.replace(result, provenance={**result.provenance, **about, **more})
 
@@ -302,7 +308,9 @@ def spawn(
         made |= {f"--{name.replace('_', '-')}": value for name, value in dataclasses.asdict(problem).items() if name != "data" and value != getattr(Problem(), name)}  # fmt: skip
         for flag, value in made.items():
             if value is not None:
-                raise UsageError(f"{flag} is of a task, and {subject} is a run, trained as it says itself. Leave it out.")
+                raise UsageError(
+                    f"{flag} is of a task, and {subject} is a run, trained as it says itself. Leave it out."
+                )
         _spawn_levels(subject, levels, chosen, Subject(data=problem.data, task=code, rows=rows), common)
         return
     for flag, text in (("--levels", levels), ("--task", code)):
@@ -361,7 +369,14 @@ def _require_before(steps: Sequence[int] | None, end: int) -> None:
 
 
 def _spawn_task(
-    spec: str, out: Path, replicates: int, download: bool, problem: Problem, descending: Descending, chosen: _Spawning, common: Common
+    spec: str,
+    out: Path,
+    replicates: int,
+    download: bool,
+    problem: Problem,
+    descending: Descending,
+    chosen: _Spawning,
+    common: Common,
 ) -> None:
     """Parents are branches of the run, trained in lockstep where the network allows it; so are their children."""
     from landscape import branches
@@ -488,7 +503,9 @@ def _spawned(
         families = []
         for parent in (parent for level, steps in pending.items() for step in steps for parent in states(level, step)):
             # at step 0 the schedule begins anew anyway
-            families += [(parent, anew) for anew in ((False, True) if chosen.control and parent.start.step else (False,))]
+            families += [
+                (parent, anew) for anew in ((False, True) if chosen.control and parent.start.step else (False,))
+            ]
         if chosen.vary == "augmentation" and not (families[0][0].recipe.augmentations or f.model.stochastic):
             raise UsageError("--vary augmentation: this training has neither augmentation nor dropout, so that its children would be one. Give --augment, or leave --vary out.")  # fmt: skip
         broods: list[list[branches.Branch]] = []
@@ -693,9 +710,7 @@ def _perturbed(
     return dataclasses.replace(answered, provenance={**answered.provenance, **about})
 
 
-def _following(
-    own: Run, plan: tickets.Plan, level: tickets.Level, f: Objective, solutions: Mapping[int, End]
-) -> Mask:
+def _following(own: Run, plan: tickets.Plan, level: tickets.Level, f: Objective, solutions: Mapping[int, End]) -> Mask:
     """The mask that one more pruning after the last level would make."""
     from landscape import tickets
     from landscape.recordings import taken
@@ -719,7 +734,9 @@ def _multiples(text: str) -> list[float]:
     try:
         return sorted({float(word) for word in _words(text)})
     except ValueError:
-        raise UsageError(f"--radii takes multiples of d_L separated by commas, such as 0.5,1,2; got {text!r}.") from None
+        raise UsageError(
+            f"--radii takes multiples of d_L separated by commas, such as 0.5,1,2; got {text!r}."
+        ) from None
 
 
 def limit(
@@ -907,10 +924,9 @@ def retraining(
 
 def require_one_task(where: str, options: Mapping[str, Any], fingerprint: str | None, other: Run) -> None:
     """Raise UsageError where a run is of another task, network or data than these options and this fingerprint of the data, which `where` names."""
-    for name in ("task", "width", "activation", "norm", "limit", "label_noise"):
+    for name in ("task", "width", "activation", "norm", "init", "limit", "label_noise"):
         one, two = options.get(name), other.options.get(name)
         if one != two:
             raise UsageError(f"{where} and {other.folder} differ in {name} ({one!r} and {two!r}): give runs of one task and one network.")  # fmt: skip
     if fingerprint != other.record().get("fingerprint"):
         raise UsageError(f"{where} and {other.folder} were made on different data. Give runs on the same rows.")
-

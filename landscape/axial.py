@@ -36,7 +36,7 @@ from torch import Tensor
 from landscape.errors import LandscapeError, UsageError, unknown
 from landscape.functionals import Estimate, Measure, standard_error
 from landscape.operators import SymmetricOperator, not_finite
-from landscape.quadratics import _resolution as resolution
+from landscape.quadratics import resolution
 
 Form = Literal["gordon", "free-probability", "naive"]
 FORMS: tuple[Form, ...] = get_args(Form)

@@ -41,7 +41,7 @@ BYTES = 2 * 2**30
 EVALUATIONS = 20  # of a branch that descends alone; one in an ensemble is measured at its end
 
 # of the parent's options: what finds the task again
-PROBLEM = ("task", "width", "activation", "norm", "data", "limit", "label_noise", "seed", "dtype", "device")
+PROBLEM = ("task", "width", "activation", "norm", "init", "data", "limit", "label_noise", "seed", "dtype", "device")
 
 
 @dataclass(frozen=True, eq=False)

@@ -111,9 +111,12 @@ def check(
     width: float = 1,
     activation: str = "relu",
     norm: str | None = None,
+    init: str | None = None,
 ) -> None:
     """Raise UsageError where `build` with the same arguments cannot work. Builds nothing."""
     network = _entry(name)
+    if init is not None and init not in INITS:
+        raise unknown("initialisation", init, INITS)
     if activation not in ACTIVATIONS:
         raise unknown("activation", activation, ACTIVATIONS)
     if norm is not None and norm not in network.norms:
@@ -153,6 +156,7 @@ def build(
     width: float = 1,
     activation: str = "relu",
     norm: str | None = None,
+    init: str | None = None,
 ) -> nn.Module:
     """A freshly initialised network from rows (N, *inputs) to (N, K), in float32 on the CPU.
 
@@ -163,13 +167,34 @@ def build(
     activation  one of ACTIVATIONS; relu, as He et al. and Larsen et al. have it
     norm        mlp: none (its own), batch, layer; conv4, vgg16 and residual networks: batch (their own), group, layer, none; None: its own
 
-    Draws from torch's global generator. The initialisation is torch's default but for conv2 and conv3 (see `_convolutional`) and for conv4, vgg16 and
+    init        one of INITS, for the weights of all dense layers and convolutions, with zero biases; None: the network's own
+
+    Draws from torch's global generator. The network's own initialisation is torch's default but for conv2 and conv3 (see `_convolutional`) and for conv4, vgg16 and
     residual networks (see `_kaiming`).
     Raises UsageError for a name, an activation or a norm that is not on its list, and for rows that do not fit.
     """
-    check(name, inputs=inputs, outputs=outputs, width=width, activation=activation, norm=norm)
+    check(name, inputs=inputs, outputs=outputs, width=width, activation=activation, norm=norm, init=init)
     network = _entry(name)
-    return network.make(_Plan(inputs, outputs, width, ACTIVATIONS[activation], norm or own_norm(name)))
+    module = network.make(_Plan(inputs, outputs, width, ACTIVATIONS[activation], norm or own_norm(name)))
+    if init is not None:
+        for part in module.modules():
+            if isinstance(part, (nn.Linear, nn.Conv2d)):
+                INITS[init](part.weight)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
+    return module
+
+
+def _lecun(weight: Tensor) -> Tensor:
+    return nn.init.normal_(weight, std=1 / math.sqrt(weight[0].numel()))
+
+
+# how weights are drawn, by name: variance 2 / fan-in (He et al. 2015, for ReLU), 2 / (fan-in + fan-out) (Glorot, Bengio 2010), 1 / fan-in (LeCun et al. 1998)
+INITS: dict[str, Callable[[Tensor], Tensor]] = {
+    "he": lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="relu"),
+    "glorot": lambda weight: nn.init.xavier_normal_(weight),
+    "lecun": _lecun,
+}
 
 
 def own_norm(name: str) -> str:

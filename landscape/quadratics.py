@@ -201,7 +201,7 @@ class Quadratic:
             if d <= 0:
                 found[place] = self.initial
             else:
-                found[place] += self._left(_resolution(self.values, np.ones(self.dim), d))
+                found[place] += self._left(resolution(self.values, np.ones(self.dim), d))
         return found
 
     def _left(self, gamma: float) -> float:
@@ -359,7 +359,7 @@ def _positive(values: np.ndarray, negative: Negative) -> np.ndarray:
     return found
 
 
-def _resolution(values: np.ndarray, masses: np.ndarray, d: float) -> float:
+def resolution(values: np.ndarray, masses: np.ndarray, d: float) -> float:
     """gamma with sum masses_i x_i / (1 + x_i) = d, x = gamma values; infinite where the curved directions are no more than d."""
     curved = values > 0
     values, masses = values[curved], masses[curved]
@@ -538,7 +538,7 @@ class Sketch:
 
     def _least(self, d: float) -> Estimate:
         points, masses = self.density.all()
-        gamma = 0.0 if d <= 0 else _resolution(_positive(points, self.negative), self.dim * masses, d)
+        gamma = 0.0 if d <= 0 else resolution(_positive(points, self.negative), self.dim * masses, d)
         left, other = self.fine._left(gamma), self.coarse._left(gamma)
         error = abs(left - other)
         if 0 < gamma < math.inf:

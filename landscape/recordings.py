@@ -476,6 +476,7 @@ def task_of(run: Run, *, code: str | None = None, data: Path | None = None) -> T
         width=options.get("width", 1),
         activation=options.get("activation"),
         norm=options.get("norm"),
+        init=options.get("init"),
         data=folder,
         limit=options.get("limit"),
         label_noise=options.get("label_noise"),

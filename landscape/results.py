@@ -103,6 +103,9 @@ class Result:
         values: dict[str, Any] = {}
         for field in dataclasses.fields(kind):
             if field.name not in record:
+                given = (field.default, field.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)
+                if given and field.name != "warnings":
+                    continue  # a field younger than the answer
                 raise UnsafeInputError(
                     f"the {name} result lacks the field {field.name!r}: the file is damaged. Run the analysis again."
                 )

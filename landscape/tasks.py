@@ -138,6 +138,7 @@ def find(
     width: float = 1,
     activation: str | None = None,
     norm: str | None = None,
+    init: str | None = None,
     data: Path | None = None,
     download: bool = False,
     limit: int | None = None,
@@ -149,6 +150,7 @@ def find(
     width       multiplies the network's hidden sizes
     activation  None: relu, and tanh for regression
     norm        None: the network's own
+    init        how weights are drawn: he, glorot, lecun (see networks.INITS); None: the network's own
     data        the folder of the data files; None: the user's cache (see datasets.load). Refused, as is `download`, where the data set needs no files
     download    fetch missing data
     limit       keep this many train rows
@@ -159,7 +161,14 @@ def find(
     """
     noise = LabelNoise.read(label_noise) if label_noise is not None else None
     if is_code(spec):
-        given = {"width": width != 1, "activation": activation, "norm": norm, "data": data, "download": download}
+        given = {
+            "width": width != 1,
+            "activation": activation,
+            "norm": norm,
+            "init": init,
+            "data": data,
+            "download": download,
+        }
         idle = [f"--{name}" for name, value in given.items() if value]
         if idle:
             raise UsageError(
@@ -176,7 +185,9 @@ def find(
     activation = activation or _ACTIVATION.get(dataset, "relu")
     # the row's shape is settled by the name for all but imagefolder, so that a misfit is found before hours of fetching
     shape = datasets.ROW_SHAPES.get(dataset)
-    networks.check(network, inputs=shape or (3, 32, 32), outputs=1, width=width, activation=activation, norm=norm)
+    networks.check(
+        network, inputs=shape or (3, 32, 32), outputs=1, width=width, activation=activation, norm=norm, init=init
+    )
     loaded = datasets.load(dataset, folder=data, download=download, limit=limit)
     if noise is not None:
         loaded = datasets.mislabelled(loaded, noise)
@@ -186,7 +197,7 @@ def find(
     row = tuple(inputs.shape[1:])
     outputs = len(loaded.classes) if loaded.classes is not None else math.prod(loaded.train.targets.shape[1:])
     build = functools.partial(
-        networks.build, network, inputs=row, outputs=outputs, width=width, activation=activation, norm=norm
+        networks.build, network, inputs=row, outputs=outputs, width=width, activation=activation, norm=norm, init=init
     )
     networks.check(network, inputs=row, outputs=outputs, width=width, activation=activation, norm=norm)
 
@@ -200,6 +211,7 @@ def find(
         "width": width,
         "activation": activation,
         "norm": norm or networks.own_norm(network),
+        "init": init,
         "data": str(data.resolve()) if data is not None else None,
         "limit": limit,
         "label_noise": str(noise) if noise else None,

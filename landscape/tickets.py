@@ -26,7 +26,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -187,15 +187,18 @@ def objective(
 def recipe(run: Run) -> Recipe:
     """The recipe of the dense training."""
     options = run.options
-    fields = {field.name: options[field.name] for field in dataclasses.fields(Recipe)}
-    return Recipe(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    return Recipe(**_fields(Recipe, options))
 
 
 def plan(run: Run) -> Plan:
     """How a run of `imp` prunes; levels, replicates and ablations are those last asked for."""
-    options = {**run.options, **run.record()["grid"]}
-    fields = {field.name: options[field.name] for field in dataclasses.fields(Plan)}
-    return Plan(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    return Plan(**_fields(Plan, {**run.options, **run.record()["grid"]}))
+
+
+def _fields(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a dataclass among options, as they were before JSON."""
+    found = {field.name: options[field.name] for field in dataclasses.fields(kind)}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
 
 
 def dense_name(number: int) -> str:

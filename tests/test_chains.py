@@ -195,13 +195,14 @@ def test_a_star_that_is_not_convex_has_its_triple():
 
 
 def test_an_undecided_way_across_is_no_triple():
-    # 2 of 100 rows wrong behind a wall between B and C: exactly the threshold
-    f = walled((0, 1.0, 1.5, 2))
-    solutions = torch.tensor([[0.0, 0], [0.5, 0], [4, 0]], dtype=F64)
-    result = chain(f, f, solutions, pairs="all")
-    assert result.connected == ["yes", "undecided"]
+    inputs = torch.tensor([[-1.0, 0], [-1.0, 1]], dtype=F64).repeat(100, 1)
+    inputs[:4, 0] = 1  # 2% of the rows, as much as the threshold
+    f, _ = Objective.of(Corner(), "cross-entropy", Rows(inputs, torch.tensor([0, 1] * 100)), dtype=F64)
+    result = chain(f, f, torch.tensor([[4.0, 0], [0, 0], [0, 4]], dtype=F64), pairs="all")
+    assert result.connected == ["yes", "yes"]
+    assert result.matrix["value"][0, 2] == pytest.approx(0.02)
+    assert result.members.tolist() == [1, 2, 1]
     assert not result.triples.any()
-    assert result.blocks == [[0, 1]]
 
 
 # -- BatchNorm --------------------------------------------------------------------------------------------------------
