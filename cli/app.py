@@ -153,7 +153,10 @@ def _preset(arguments: list[str]) -> list[tuple[Path, dict[str, Any]]]:
     from landscape.presets import find
 
     options = {name.replace("_", "-"): value for name, value in find(named[-1]).options.items()}
-    flags = {name for argument in app[arguments[0]].assemble_argument_collection() for name in argument.names}
+    # levels of other commands are those of a run
+    flags = {name for argument in app[arguments[0]].assemble_argument_collection() for name in argument.names} - (
+        {"--levels"} if arguments[0] != "imp" else set()
+    )
     return [(Path(f"preset {named[-1]}"), {name: value for name, value in options.items() if f"--{name}" in flags})]
 
 

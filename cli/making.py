@@ -54,6 +54,8 @@ class Inside:
 class Descending:
     """How to descend; what is not given is the task's own."""
 
+    preset: str | None = None
+    """Options of a published protocol (`landscape tasks --presets`); flags win over it."""
     steps: Annotated[int | None, WHOLE] = None
     """Mini-batch updates."""
     lr: float | None = None
@@ -77,7 +79,7 @@ class Descending:
     clip: float | None = None
     """Bound on the gradient's norm; 0 is none."""
     augment: str | None = None
-    """Of images: shift (up to 4 pixels; shift:2 up to 2), flip, or both with a comma."""
+    """Of images: shift (up to 4 pixels; shift:2 up to 2), batch-shift (one for all images of a mini-batch), flip, or several with commas."""
     precision: Literal["full", "bf16"] | None = None
     """bf16 runs the forward pass in autocast (CUDA)."""
 
@@ -206,7 +208,7 @@ def recipe_of(task: Task, asked: Mapping[str, Any], inside: bool = False) -> Rec
     """
     from landscape.descent import Recipe
 
-    own = {name: value for name, value in asked.items() if value is not None}
+    own = {name: value for name, value in asked.items() if value is not None and name != "preset"}
     chosen = str(own.get("optimizer", task.defaults.get("optimizer")))
     for name, optimizers in _TAKEN_BY.items():
         if name in own and chosen not in optimizers:

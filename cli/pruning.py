@@ -68,7 +68,6 @@ def imp(
     *,
     out: Path,
     levels: Annotated[int, WHOLE] = 15,
-    preset: str | None = None,
     replicates: Annotated[int, WHOLE] = 3,
     ablations: str | None = None,
     record_every: str = "auto",
@@ -98,8 +97,6 @@ def imp(
         The folder of all levels.
     levels
         How many times to prune.
-    preset
-        Options of a published protocol (`landscape tasks --presets`); flags win over it.
     replicates
         Further dense trainings from other initialisations: their spread decides what matches the dense network.
     ablations
@@ -117,7 +114,7 @@ def imp(
 
     common = common.resolved()
     device, dtype = common.torch()
-    task = _named(task, preset)
+    task = _named(task, descending.preset)
     found = problem.task(task, download=download)
     recipe = recipe_of(found, dataclasses.asdict(descending))
     names = tuple(dict.fromkeys(name.strip() for name in (ablations or "").split(",") if name.strip()))

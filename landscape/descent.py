@@ -40,7 +40,7 @@ from landscape.subspaces import Subspace
 
 OPTIMIZERS = ("sgd", "adam", *solvers.SOLVERS)
 SCHEDULES = ("constant", "step", "cosine")
-AUGMENTATIONS = ("shift", "flip")
+AUGMENTATIONS = ("shift", "batch-shift", "flip")
 # of the length of the parameters, that a member of an ensemble holds at once: point, tensors, their gradients, and what is between them, generously
 VECTORS = 16
 FEW = 64  # rows that tell what a pass keeps: enough for what each row takes to outweigh what all share
@@ -69,7 +69,7 @@ class Recipe:
     warmup: int = 0  # steps of linear growth of the rate from 0
     batch_size: int = 0  # rows a step; 0 is all rows (full batch)
     clip: float = 0.0  # bound on the gradient's norm; 0 is none
-    augment: str = ""  # of image rows: "shift" (up to 4 pixels, zero padded; "shift:2" up to 2), "flip" (left-right), or both with a comma
+    augment: str = ""  # of image rows: "shift" (up to 4 pixels, zero padded; "shift:2" up to 2), "batch-shift" (one for the whole mini-batch), "flip" (left-right), or several with commas
     precision: Literal["full", "bf16"] = (
         "full"  # bf16: autocast of the forward pass on CUDA; points and moments stay as they are
     )
@@ -139,9 +139,9 @@ class Recipe:
             name, _, pixels = part.partition(":")
             if name not in AUGMENTATIONS:
                 raise unknown("augmentation", name, AUGMENTATIONS)
-            if (pixels and (name != "shift" or not re.fullmatch("[1-9][0-9]?", pixels))) or part.endswith(":"):
+            if (pixels and (name == "flip" or not re.fullmatch("[1-9][0-9]?", pixels))) or part.endswith(":"):
                 raise UsageError(
-                    f"cannot read the augmentation {part!r}. Allowed: flip, shift (by up to {SHIFT} pixels), shift:2 (by up to 2)."
+                    f"cannot read the augmentation {part!r}. Allowed: flip, shift (by up to {SHIFT} pixels), shift:2 (by up to 2), and likewise batch-shift."
                 )
 
     @property
@@ -455,14 +455,18 @@ def _augment(images: Tensor, names: Mapping[str, int], seed: int, step: int) -> 
     if "flip" in names:
         flips = (torch.rand(n, generator=source) < 0.5).to(images.device)
         images = torch.where(flips.view(-1, 1, 1, 1), images.flip(-1), images)
-    if "shift" in names:
-        pad = names["shift"]
-        dy, dx = (torch.randint(0, 2 * pad + 1, (n, 1), generator=source).to(images.device) for _ in range(2))
-        padded = functional.pad(images, (pad,) * 4)
-        ys = dy + torch.arange(height, device=images.device)
-        xs = dx + torch.arange(width, device=images.device)
-        which = torch.arange(n, device=images.device).view(-1, 1, 1)
-        images = padded[which, :, ys.unsqueeze(2), xs.unsqueeze(1)].permute(0, 3, 1, 2)
+    for name, draws in (("shift", n), ("batch-shift", 1)):
+        if name in names:
+            pad = names[name]
+            dy, dx = (
+                torch.randint(0, 2 * pad + 1, (draws, 1), generator=source).expand(n, 1).to(images.device)
+                for _ in range(2)
+            )
+            padded = functional.pad(images, (pad,) * 4)
+            ys = dy + torch.arange(height, device=images.device)
+            xs = dx + torch.arange(width, device=images.device)
+            which = torch.arange(n, device=images.device).view(-1, 1, 1)
+            images = padded[which, :, ys.unsqueeze(2), xs.unsqueeze(1)].permute(0, 3, 1, 2)
     return images
 
 

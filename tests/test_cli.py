@@ -862,7 +862,7 @@ def test_whole_numbers_are_read_whole() -> None:
         _, bound, _ = app.parse_args(
             ["train", "digits-mlp", "--out", "x", "--steps", text], exit_on_error=False, print_error=False
         )
-        assert bound.arguments["steps"] == number
+        assert bound.arguments["descending"].steps == number
 
 
 # -- curvature --------------------------------------------------------------------------------------------------------

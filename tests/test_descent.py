@@ -528,6 +528,25 @@ def test_a_shift_is_one_of_the_81_crops_of_the_padded_image():
     assert len({int(place[0]) for place in places}) > 20  # 40 draws of 81 leave about 32 distinct ones
 
 
+def test_a_batch_shift_is_one_crop_of_all_images():
+    shifted = _augment(IMAGES, {"batch-shift": 4}, 0, 3).numpy()
+    places = {
+        int(np.flatnonzero((crops(image) == got).all((1, 2, 3)))[0]) for image, got in zip(IMAGES, shifted, strict=True)
+    }
+    assert len(places) == 1
+    steps = [_augment(IMAGES[:1], {"batch-shift": 2}, 0, step).numpy() for step in range(60)]
+    # up to 2 pixels: 25 of the 81 crops, of which 60 draws leave all but about 2
+    found = {int(np.flatnonzero((crops(IMAGES[0]) == got[0]).all((1, 2, 3)))[0]) for got in steps}
+    assert 15 < len(found) <= 25
+    assert all(abs(place // 9 - 4) <= 2 and abs(place % 9 - 4) <= 2 for place in found)
+
+
+@pytest.mark.parametrize("text", ["flip:2", "shift:", "shift:0", "shift:-1", "shift:2.5", "shift:200", "shfit"])
+def test_an_augmentation_that_cannot_be_read_is_refused(text):
+    with pytest.raises(UsageError, match="Allowed|shift"):
+        Recipe(augment=text)
+
+
 def test_all_shifts_are_equally_likely():
     """81 places, 8,100 draws: a count has mean 100 and standard deviation 10; 81 of them stay within 5."""
     image = torch.arange(1.0, 31.0, dtype=F64).reshape(1, 6, 5)
