@@ -661,7 +661,7 @@ def _perturbed(
         else:  # the dense training goes through this state, with the moments that it has there
             starts[number] = tickets.dense_state(own, plan.rewind, f)
         successor = solutions.get(number + 1)
-        following = there[number + 1].mask if successor else _following(own, plan, level, f, solutions)
+        following = tickets.following(own, level, f)
         rewound = level.mask.apply(starts[number].point)
         asked.append(Ticket(number, level.mask, level.mask - following, rewound, solutions[number], successor))
     recipes = {level.number: tickets.recipe(level.run) for level in found}
@@ -705,20 +705,6 @@ def _perturbed(
         "noise": plan.noise, "rewind": plan.rewind, "variant": plan.variant, "made": now(),
     }  # fmt: skip
     return dataclasses.replace(answered, provenance={**answered.provenance, **about})
-
-
-def _following(own: Run, plan: tickets.Plan, level: tickets.Level, f: Objective, solutions: Mapping[int, End]) -> Mask:
-    """The mask that one more pruning after the last level would make."""
-    from landscape import tickets
-    from landscape.recordings import taken
-    from landscape.seeds import child_seed
-
-    source = solutions[0 if plan.variant == "one-shot" else level.number]
-    start, _ = taken(f, Place(own.level(0), 0))
-    rate = level.facts["rate"] or plan.rate if plan.variant == "adaptive" else plan.rate
-    seed = child_seed(int(own.options["seed"]), "pruning", level.number + 1)
-    f = f.with_buffers(source.buffers or f.buffers)
-    return tickets.next_mask(f, plan, level.mask, source.point, rate, start=start, seed=seed).mask
 
 
 def _words(text: str) -> list[str]:

@@ -245,12 +245,18 @@ def prunable(f: Objective, plan: Plan) -> Mask:
     return pruning.prunable(f, output=plan.output > 0, first=plan.first, ignore=plan.ignore)
 
 
-def next_mask(
-    f: Objective, plan: Plan, mask: Mask, w: Tensor, rate: float, *, start: Tensor | None, seed: int
-) -> pruning.Pruned:
-    """The mask that one more pruning at the solution w (D,) of a level would make. start: (D,), of the criterion magnitude-increase."""
-    scores = pruning.score(plan.criterion, f, w, mask, start=start, seed=seed)
-    return _pruned(f, plan, mask, scores, rate)
+def following(run: Run, level: Level, f: Objective) -> Mask:
+    """The mask that one more pruning after a level makes, at its own rate where the rate is adaptive."""
+    own, numbers = plan(run), run.levels()
+    if level.number + 1 in numbers and run.level(level.number + 1).mask_path.exists():
+        return Mask.load(run.level(level.number + 1).mask_path, f.model.layout)
+    source = run.level(0 if own.variant == "one-shot" else level.number)
+    w, buffers = taken(f, Place(source, int(source.trajectory().steps[-1])))
+    start, _ = taken(f, Place(run.level(0), 0))
+    rate = level.facts["rate"] or own.rate if own.variant == "adaptive" else own.rate
+    seed = child_seed(int(run.options["seed"]), "pruning", level.number + 1)
+    scores = pruning.score(own.criterion, f.with_buffers(buffers), w, level.mask, start=start, seed=seed)
+    return _pruned(f, own, level.mask, scores, rate).mask
 
 
 def _pruned(f: Objective, plan: Plan, mask: Mask, scores: Tensor, rate: float) -> pruning.Pruned:
