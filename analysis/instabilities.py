@@ -279,10 +279,10 @@ class Instability(Result):
         for state in self.states:
             ends = self.ends[self.policies[0]][self.headline].mean(1)
             mean, spread = self.over(state, ends)
+            error = self.headline.endswith("error")
+            spread_over = f" ± {100 * spread:.2f}" if error else f" ± {spread:.2g}"
             value = (
-                f"{100 * mean:.2f} ± {100 * spread:.2f}%"
-                if self.headline.endswith("error")
-                else f"{mean:.4g} ± {spread:.2g}"
+                (f"{100 * mean:.2f}" if error else f"{mean:.4g}") + spread_over * (state.replicates > 1) + "%" * error
             )
             companions = [
                 self.over(state, values)[0]

@@ -194,7 +194,8 @@ def _alone(run: Run, task: Task, recipe: Recipe, branch: Branch) -> Iterator[int
         states=branch.keep,
     )
     for found in progress:
-        yield found.step
+        if found.step < recipe.steps:
+            yield found.step
     own.resume_path.unlink(missing_ok=True)  # a finished branch needs none
 
 
@@ -250,7 +251,7 @@ def _together(
                         writers[member].append(row_of(state, restricted, member))
                     if state.step in branch.keep:
                         keep_state(own, _member(state, member))
-                if state.step % every == 0:
+                if state.step % every == 0 and state.step < recipe.steps:
                     yield state.step
             test = restricted.on(task.data.test)
             scores = [g.value(state.point, state.buffers) for g in (restricted, test)]

@@ -237,6 +237,28 @@ def drawn(kind: str) -> list[str]:
     return [] if kind == "checkup" else ["svg", "pdf", "png", "html"]
 
 
+TICKETS = ("ladder", "chain", "instability", "robustness", "retraining")
+
+
+def test_a_report_of_tickets_holds_an_answer_of_every_kind(tmp_path: Path) -> None:
+    """Of hostile names, too; each is drawn from its stored numbers, and read back equal."""
+    (tmp_path / "p$x_{<b>'.py").write_text(PROBLEM)
+    spec, run = f"{tmp_path}/p$x_{{<b>'.py:make", tmp_path / "run<i>\"&'"
+    recipe = ("--steps", "8", "--batch-size", "10", "--rewind", "2", "--levels", "2", "--rate", "0.3")
+    ask("imp", spec, *recipe, "--replicates", "2", "--ablations", "shuffled,reinit", "--out", run)
+    ask("barrier", run, "--task", spec, "--levels", "all", "--pairs", "all", "--points", "3")
+    ask("spawn", run, "--task", spec, "--levels", "0,1", "--points", "3")
+    ask("robustness", run, "--task", spec, "--levels", "0,1", "--points", "3")
+    ask("retraining", run, "--task", spec)
+    page = reports.report(Run(run))
+    assert page.count("<img alt=") == len(TICKETS) and "<i>" not in page and "<b>'" not in page
+    for kind in TICKETS:
+        answer = load(run / "results" / f"{kind}.json")
+        assert styles.rendered(answer, "svg").startswith(b"<?xml") and answer.figure().data
+        assert type(answer).from_json(answer.to_json()).to_json() == answer.to_json()
+        assert answer.caption() and len({len(row) for row in answer.table()}) == 1
+
+
 @pytest.mark.parametrize("kind", ["history", *KINDS])
 def test_a_picture_needs_its_stored_numbers_only(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
