@@ -52,8 +52,10 @@ class Pruning:
     """Factor on the rate of the output layer, which is then pruned by itself: 0.5 is half the rate, 0 leaves it alone."""
     first: bool = True
     """Whether the first layer is pruned."""
+    include: str = ""
+    """Parameters that are pruned besides the weights of convolutions and dense layers: names or globs with commas."""
     ignore: str = ""
-    """Parameters that are not pruned: names or globs with commas. Biases and norms never are."""
+    """Parameters that are not pruned: likewise. Biases and norms never are, unless they are included."""
     moments: Annotated[bool, Parameter(name="--rewind-moments", negative="")] = False
     """Rewind the optimizer's moments with the weights; else they start anew."""
     rule: Literal["projection", "barrier", "spectrum", "retraining"] = "projection"
@@ -179,6 +181,8 @@ def imp(
         return dataclasses.replace(result, provenance={**result.provenance, **about, **more})
 
     answer(run, "ladder", {**grid, "levels trained": there, "beside": beside}, compute, common.json, show=tell_table)
+    if stopped := run.record().get("stopped"):
+        raise LandscapeError(stopped)
 
 
 def last(run: Run) -> Place:
@@ -379,7 +383,7 @@ def _spawn_task(
     from landscape import branches
     from landscape.analysis.instabilities import candidates
     from landscape.objectives import Objective
-    from landscape.recordings import site, state_of, stop_signals
+    from landscape.recordings import ended, site, state_of, stop_signals
 
     common = common.resolved()
     device, dtype = common.torch()
@@ -395,8 +399,6 @@ def _spawn_task(
     with _begun(run):
         if run.begin("spawn", options, _about(task)):
             note(f"({out} is there; what is new is added)")
-        # the branches say themselves whether they are finished
-        run.update(state="finished", ended=now())
     seeds = [common.seed + number for number in range(replicates)]
     f, points, buffers = Objective.of_many([task.make(seed) for seed in seeds], task.loss, task.data.train, device=device, dtype=dtype)  # fmt: skip
     parents = [
@@ -421,7 +423,12 @@ def _spawn_task(
         return _told_of(found, run, task, seeds=seeds)
 
     # not within `answer`: what is trained shows its own progress
-    made = [] if run.find("instability", question) else [compute()]
+    try:
+        made = [] if run.find("instability", question) else [compute()]
+    except BaseException as error:
+        ended(run, error)
+        raise
+    run.update(state="finished", ended=now())
     answer(run, "instability", question, made.pop, common.json, show=tell_table)
 
 

@@ -76,6 +76,8 @@ def rate(
     points: of a path, ends included; odd.
     seed: of the probes of a spectrum.
 
+    A cut that leaves a layer without a weight is never allowed, where there are several.
+
     Raises UsageError for an unknown rule or metric, a tolerance or a number of points out of range, and where nothing is left to prune.
     """
     if rule not in RULES:
@@ -97,7 +99,14 @@ def rate(
     excess, tried = (
         _predicted(f, w, mask, cut, n, seed) if rule == "spectrum" else _measured(rule, f, w, cut, n, metric, points)
     )
-    allowed, found, refused = _bisected(excess, n, tolerance)
+    before = {name for name, (left, _) in (mask & among).counts().items() if left}
+
+    def allowing(k: int) -> float:
+        left = (cut(_fraction(k, n)) & among).counts()
+        # no signal passes a layer without a weight, whatever the rule says of it
+        return excess(k) if all(left[name][0] for name in before) else math.inf
+
+    allowed, found, refused = _bisected(allowing if len(before) > 1 else excess, n, tolerance)
     chosen = _fraction(allowed, n) if allowed else 0.0
     left = cut(chosen) if allowed else mask
     return Choice(chosen, mask.size - left.size, found, refused, tried())

@@ -53,7 +53,7 @@ class Branch:
     buffers: Buffers
     mask: Mask | None = None  # what may move; None is all
     step: int = 0  # at which it starts: schedule and batches go on from there
-    moments: tuple[Tensor, ...] = ()  # (D,) each, of the optimizer at the start; none is fresh ones
+    moments: tuple[Tensor, ...] = ()  # (D,) each, of the optimizer at the start, fresh at step 0; none is fresh ones
     noise: int = 0  # seed of the order of the rows, augmentation and dropout
     order: int | None = None  # seed of the order alone, where it is not to be that of `noise`
     keep: tuple[int, ...] = ()  # steps whose whole state is kept (`recordings.state_of`); of branches without a mask
@@ -141,6 +141,7 @@ def _is_done(run: Run, branch: Branch) -> bool:
 
 def _begin(run: Run, task: Task, recipe: Recipe, branch: Branch, **about: Any) -> Run:
     own = run.branch(branch.name)
+    files.sweep(own.folder, "*")
     options = options_of(
         run, recipe, step=branch.step, noise=branch.noise, order=branch.order, start=_checksum(branch), **branch.facts
     )

@@ -175,6 +175,7 @@ class State:
     moments: tuple[Tensor, ...]
     buffers: Buffers  # as the pass of the update before left them; with a leading E for an ensemble
     scale: Tensor | None = None  # factor on the rate, () or (E,); None is 1
+    since: int = 0  # the step at which the moments were fresh: Adam's bias correction counts from it
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,11 +187,12 @@ class Start:
     moments: tuple[Tensor, ...] = ()
     buffers: Buffers | None = None  # None: those of the objective
     scale: Tensor | float | None = None  # factor on the rate, () or (E,); None is 1
+    since: int = 0  # the step at which the moments were fresh; without moments they are so at `step`
 
     @staticmethod
     def of(state: State) -> Start:
         """Go on from a state: the next states are bitwise those that would have followed it."""
-        return Start(state.point, state.step, state.moments, state.buffers, state.scale)
+        return Start(state.point, state.step, state.moments, state.buffers, state.scale, state.since)
 
 
 def descend(
@@ -209,7 +211,8 @@ def descend(
     Raises UsageError where shapes, batch size or augmentation do not fit the objective, or a solver's matrices would not fit.
     """
     begin, point, seeds = _begin(f, start, seed)
-    rule = _Rule(f, recipe, seeds, point.shape[:-1], begin.scale, order=_like(seeds, order))
+    since = begin.since if begin.moments else begin.step
+    rule = _Rule(f, recipe, seeds, point.shape[:-1], begin.scale, since, _like(seeds, order))
     moments, buffers = begin.moments or rule.fresh(point), rule.buffers(begin.buffers)
     for step in range(begin.step, recipe.steps + 1):
         state = rule.state(step, point, moments, buffers)
@@ -375,7 +378,15 @@ class _Rule:
         rows = f.rows if not recipe.batch_size else f.rows.take(self._order.batch(step))
         self._batch = _Batch(self._passes, self._passes.augmented(rows, step), step, buffers, point, known)
         return State(
-            step, point, self._batch.loss, self._batch.gradient, recipe.rate(step), moments, buffers, self._scale
+            step,
+            point,
+            self._batch.loss,
+            self._batch.gradient,
+            recipe.rate(step),
+            moments,
+            buffers,
+            self._scale,
+            self._since,
         )
 
     def move(self, state: State) -> tuple[Tensor, tuple[Tensor, ...], Buffers]:

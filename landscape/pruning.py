@@ -181,7 +181,12 @@ def _flow(f: Objective, w: Tensor) -> Tensor:
     ones = _ones(f).cpu().double()
     module = _linearised(f, w.abs()).cpu().double()
     slopes = _slopes(module, ones, [entry.name for entry in f.model.layout.of("parameter")])
-    return w.abs().cpu().double() * torch.cat([slope.flatten() for slope in slopes])
+    flow = w.abs().cpu().double() * torch.cat([slope.flatten() for slope in slopes])
+    if flow.min() < 0:
+        raise LandscapeError(
+            "synflow follows a signal through layers that keep positive numbers positive, and this network has others (functions such as log_softmax or layer_norm). Use another criterion."
+        )
+    return flow
 
 
 def _ones(f: Objective) -> Tensor:

@@ -222,6 +222,7 @@ def row_of(state: State, f: Objective, member: int | None = None) -> Row:
 def _resume_bytes(state: State) -> bytes:
     tensors = {"point": state.point, **{f"moment.{i}": moment for i, moment in enumerate(state.moments)}}
     tensors |= {f"buffer.{name}": value for name, value in state.buffers.items()}
+    tensors["since"] = torch.tensor(state.since)
     return _sealed(state.step, tensors)
 
 
@@ -261,7 +262,8 @@ def _resumed(run: Run, f: Objective, scale: Tensor | float | None) -> Start | No
 def _start(path: Path, f: Objective, advice: str) -> Start:
     step, moved = _unsealed(path, f.device, advice)
     moments = tuple(moved[f"moment.{i}"] for i in range(sum(name.startswith("moment.") for name in moved)))
-    return Start(moved["point"], step, moments, {name: moved[f"buffer.{name}"] for name in f.buffers})
+    buffers = {name: moved[f"buffer.{name}"] for name in f.buffers}
+    return Start(moved["point"], step, moments, buffers, since=int(moved["since"]) if "since" in moved else 0)
 
 
 def keep_state(run: Run, state: State) -> None:
@@ -280,9 +282,12 @@ def state_of(run: Run, step: int, f: Objective) -> Start:
     path = run.state_path(step)
     if not path.exists():
         kept = sorted(int(found.stem.removeprefix("step-")) for found in path.parent.glob("step-*.safetensors"))
-        raise UsageError(
-            f"{run.folder} keeps no whole state of step {step}; there are {', '.join(map(str, kept)) or 'none'}. Name one of these."
+        advice = (
+            f"Name one of those that are there: {', '.join(map(str, kept))}."
+            if kept
+            else "It was not trained to keep any, or they were deleted."
         )
+        raise UsageError(f"{run.folder} keeps no whole state of step {step}. {advice}")
     return _start(path, f, f"Restore {path} from a copy, or train again into another --out.")
 
 

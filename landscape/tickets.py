@@ -34,10 +34,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from landscape import adaptive, branches, files, pruning, recordings, subspaces
+from landscape import adaptive, branches, files, pruning, recordings, solvers, subspaces
 from landscape.branches import Branch
 from landscape.descent import Recipe, Start
-from landscape.errors import LandscapeError, UsageError, unknown
+from landscape.errors import LandscapeError, UnsafeInputError, UsageError, unknown
 from landscape.masks import Mask
 from landscape.objectives import Buffers, Objective
 from landscape.recordings import record, state_of, taken, task_of
@@ -50,6 +50,7 @@ VARIANTS: tuple[Variant, ...] = get_args(Variant)
 NOISES = ("same", "fresh")
 ABLATIONS = ("shuffled", "random", "reinit")
 RULES = (*adaptive.RULES, "retraining")
+KEEPING = ("lr-rewind", "fine-tune")  # variants that go on from the weights of the level before
 FIRST_RATE = 0.2  # of the rule `retraining`: that of Frankle and Carbin 2019
 
 
@@ -66,6 +67,7 @@ class Plan:
     noise: str = "same"  # the batches of every level are those of the dense training, or fresh ones
     output: float = 1.0  # factor on the rate of the output layer, pruned by itself then: 0 leaves it alone, 0.5 as Frankle and Carbin 2019 had it for LeNet
     first: bool = True  # whether the first layer is pruned
+    include: str = ""  # globs of parameters that are pruned besides the weights of convolutions and dense layers
     ignore: str = ""  # globs of parameters that are not pruned
     moments: bool = False  # rewind the optimizer's moments, too; the released codes start them anew
     rule: str = "projection"  # of the variant adaptive
@@ -136,15 +138,23 @@ def levels(run: Run) -> list[Level]:
             f"{run.folder} was made by {run.record()['kind']}, not by imp: it has no levels. Make some with `landscape imp TASK --out RUN`."
         )
     found = []
-    for number in run.levels():
+    for place, number in enumerate(run.levels()):
+        if number != place:
+            raise UnsafeInputError(
+                f"{run.folder} has lost level {place}: {', '.join(map(str, run.levels()))} are there. Restore it from a copy, or delete the later ones and go on with `landscape imp`."
+            )
         own = run.level(number)
         record = own.record()
         if record["state"] != "finished" or "pruning" not in record:
             break
         trajectory = own.trajectory()
-        steps, layout = trajectory.steps, trajectory.layout
-        places = Place(own, int(record["options"]["rewound"])), Place(own, int(steps[-1]))
-        found.append(Level(number, own, Mask.load(own.mask_path, layout), *places))
+        mask = Mask.load(own.mask_path, trajectory.layout)
+        if hash(mask) != record["options"]["mask"]:
+            raise UnsafeInputError(
+                f"{own.mask_path} is not the mask that level {number} was trained with. Restore it from a copy."
+            )
+        places = Place(own, int(record["options"]["rewound"])), Place(own, int(trajectory.steps[-1]))
+        found.append(Level(number, own, mask, *places))
     if not found:
         raise UsageError(f"{run.folder} has no trained level yet. Go on with the same `landscape imp` command.")
     return found
@@ -242,7 +252,7 @@ def dense_state(run: Run, step: int, f: Objective) -> Start:
 
 def prunable(f: Objective, plan: Plan) -> Mask:
     """What a plan may prune."""
-    return pruning.prunable(f, output=plan.output > 0, first=plan.first, ignore=plan.ignore)
+    return pruning.prunable(f, output=plan.output > 0, first=plan.first, include=plan.include, ignore=plan.ignore)
 
 
 def following(run: Run, level: Level, f: Objective) -> Mask:
@@ -262,6 +272,10 @@ def following(run: Run, level: Level, f: Objective) -> Mask:
 def _pruned(f: Objective, plan: Plan, mask: Mask, scores: Tensor, rate: float) -> pruning.Pruned:
     factors = {pruning.layers(f)[-1]: plan.output} if 0 < plan.output < 1 else None
     return pruning.prune(mask, scores, rate, among=prunable(f, plan), scope=plan.scope, factors=factors)
+
+
+class _Ended(LandscapeError):
+    """There is no further level."""
 
 
 class _Climber:
@@ -285,6 +299,7 @@ class _Climber:
     def check(self) -> None:
         """Raise UsageError for a plan that cannot be."""
         plan, recipe = self._plan, self._recipe
+        adapts = plan.variant == "adaptive"
         for name, got, allowed in (
             ("variant", plan.variant, VARIANTS),
             ("criterion", plan.criterion, pruning.CRITERIA),
@@ -312,9 +327,40 @@ class _Climber:
                 plan.replicates < plan.control,
                 f"replicates take the seeds after the run's own, up to {plan.control}; got {plan.replicates}",
             ),
+            (
+                adapts or (plan.rule, plan.tolerance) == (Plan.rule, Plan.tolerance),
+                "--rule and --tolerance are of the variant adaptive. Leave them out, or add --variant adaptive",
+            ),
+            (
+                not adapts or plan.rate == Plan.rate,
+                "the variant adaptive finds its own rates: --rate would do nothing. Leave it out",
+            ),
+            (
+                not plan.moments or plan.variant not in KEEPING,
+                f"{plan.variant} rewinds no weights: --rewind-moments would do nothing. Leave it out",
+            ),
+            (
+                not plan.moments or recipe.optimizer not in solvers.SOLVERS,
+                f"what {recipe.optimizer} has learnt of the curvature is of the whole network and cannot be rewound into a part of it. Leave --rewind-moments out",
+            ),
+            (
+                plan.criterion != "obs" or self._f.dim <= pruning.OBS_LIMIT,
+                f"obs inverts the Hessian of all survivors, and {self._f.dim:,} are more than {pruning.OBS_LIMIT:,}. Use obd, which takes its diagonal alone, or a smaller network",
+            ),
         ):
             if not ok:
                 raise UsageError(complaint + ".")
+        if plan.replicates or "reinit" in plan.ablations:
+            try:
+                again = torch.equal(self._initial(self._seed)[0], self._initial(self._seed + plan.control)[0])
+            except UsageError as error:
+                raise UsageError(
+                    f"{error} Or compare with no other initialisation: --replicates 0, and no ablation reinit."
+                ) from None
+            if again and "reinit" in plan.ablations:
+                raise UsageError(
+                    "the task's model is the same for every seed: reinit would be no other initialisation. Leave it out, or let the task's function take a seed."
+                )
         if plan.variant != "adaptive":
             tensors = sum(1 for kept, _ in self._among.counts().values() if kept)
             left = pruning.survivors(self._among.size, plan.rate, plan.levels)
@@ -330,12 +376,16 @@ class _Climber:
         run = self._run
         with files.exclusive(run.folder, lend=True):
             try:
+                files.sweep(run.folder, "*")
+                ended = None
                 for number in range(self._plan.levels + 1):
-                    yield from self._level(number)
-                    if number < self._plan.levels and self._is_over(number):
+                    try:
+                        yield from self._level(number)
+                    except _Ended as error:
+                        ended = str(error)  # what is compared with the levels before is trained all the same
                         break
                 yield from self._beside()
-                run.update(state="finished", ended=now())
+                run.update(state="finished", ended=now(), stopped=ended)
             except BaseException as error:
                 recordings.ended(run, error)
                 raise
@@ -344,26 +394,24 @@ class _Climber:
 
     def _level(self, number: int) -> Iterator[Progress]:
         own = self._run.level(number)
-        if own.record_path.exists() and own.record()["state"] == "finished":
-            return
-        if number == 0:
-            mask, facts = Mask.full(self._f.model.layout), self._facts(self._among, 0.0, math.nan)
-        else:
-            mask, facts = self._mask(number)
         while True:
-            yield from self._train(number, mask, facts)
-            if not self._is_rejected(number):
+            if not (own.record_path.exists() and own.record()["state"] == "finished"):
+                if number == 0:
+                    mask, facts = Mask.full(self._f.model.layout), self._facts(self._among, 0.0, math.nan)
+                else:
+                    mask, facts = self._mask(number)
+                yield from self._train(number, mask, facts)
+            # asked of a finished one, too: a kill may have come before it was taken back
+            if self._run.level(number + 1).record_path.exists() or not self._is_rejected(number):
                 return
             rejected = self._rejected(number)
             rejected.parent.mkdir(exist_ok=True)
             os.rename(own.folder, rejected)
-            mask, facts = self._mask(number)
 
     def _train(self, number: int, mask: Mask, facts: dict[str, Any]) -> Iterator[Progress]:
         plan, own = self._plan, self._run.level(number)
-        recipe, step = self._recipe, plan.rewind if number else 0
-        if plan.variant == "fine-tune" and number:
-            recipe = dataclasses.replace(recipe, lr=recipe.rate(recipe.steps - 1), schedule="constant", warmup=0)
+        recipe, step = self._recipe_of(number), plan.rewind if number else 0
+        files.sweep(own.folder, "*")
         noise = self._seed if plan.noise == "same" or not number else child_seed(self._seed, "level", number)
         options = branches.options_of(
             self._run, recipe, level=number, rewound=step, noise=noise, mask=hash(mask), variant=plan.variant
@@ -400,10 +448,16 @@ class _Climber:
             note = size + ("" if accuracy is None else f", test error {1 - accuracy:.2%}")
             yield Progress(f"level {number}", found.step, found.steps, note)
 
+    def _recipe_of(self, number: int) -> Recipe:
+        recipe = self._recipe
+        if self._plan.variant != "fine-tune" or not number:
+            return recipe
+        return dataclasses.replace(recipe, lr=recipe.rate(recipe.steps - 1), schedule="constant", warmup=0)
+
     def _rewound(self, number: int, f: Objective) -> tuple[Tensor, Buffers, tuple[Tensor, ...]]:
         """Where a level starts, before its mask: point (D,), buffers, moments."""
         plan = self._plan
-        if plan.variant in ("lr-rewind", "fine-tune"):
+        if plan.variant in KEEPING:
             return *self._solution(number - 1, f), ()
         state = state_of(self._run.level(0), plan.rewind, f)
         assert state.buffers is not None
@@ -424,9 +478,9 @@ class _Climber:
         scores = pruning.score(plan.criterion, f, w, mask, start=start, seed=child_seed(self._seed, "pruning", number))
         rate, more = plan.rate, {}
         if plan.variant == "one-shot":
-            counts = pruning.survivors(self._among.size, plan.rate, number)
-            # half a weight less than exactly so many: rounded up, they are
-            rate = (counts[0] - counts[-1] - 0.5) / counts[0]
+            # as often as iteratively, by the same scores: as many weights, layer by layer
+            for _ in range(number - 1):
+                mask = _pruned(f, plan, mask, scores, rate).mask
         elif plan.variant == "adaptive" and plan.rule == "retraining":
             rate = self._tried_rate(number)
         elif plan.variant == "adaptive":
@@ -441,14 +495,16 @@ class _Climber:
             )
             rate, more = choice.rate, {"excess": choice.excess, "refused": choice.refused, "tried": choice.tried}
         if not rate:
-            raise LandscapeError(
+            raise _Ended(
                 f"level {number}: the rule {plan.rule} with tolerance {plan.tolerance:g} lets no weight go. The levels up to {number - 1} are kept; give a larger --tolerance, or --levels {number - 1}."
             )
         pruned = _pruned(f, plan, mask, scores, rate)
         if pruned.dead:
-            raise LandscapeError(
+            other = "--tolerance" if plan.variant == "adaptive" else "--rate"
+            even = "" if plan.scope == "layer" else ", or --scope layer, which prunes every layer alike"
+            raise _Ended(
                 f"level {number} would leave no weight in {', '.join(pruned.dead)}: no signal passes such a layer. The levels up to {number - 1} are kept. "
-                f"Give --levels {number - 1}, a smaller --rate, or --scope layer, which prunes every layer alike."
+                f"Give --levels {number - 1}, or a smaller {other}{even}."
             )
         return pruned.mask, self._facts(pruned.mask & self._among, rate, pruned.threshold, **more)
 
@@ -482,16 +538,14 @@ class _Climber:
         return rate
 
     def _is_rejected(self, number: int) -> bool:
-        """Whether a trained level is taken back: its test error is more than the tolerance above the dense one's."""
+        """Whether a trained level is taken back: its test error (where the loss does not classify, its test loss) is more than the tolerance above the dense one's."""
         plan = self._plan
         if plan.variant != "adaptive" or plan.rule != "retraining" or not number:
             return False
-        dense, own = (1 - self._run.level(place).record()["final"]["test_accuracy"] for place in (0, number))
-        return bool(own > dense + plan.tolerance)
-
-    def _is_over(self, number: int) -> bool:
-        """Whether the adaptive rule has nothing left to prune."""
-        return self._plan.variant == "adaptive" and self._run.level(number).record()["pruning"]["survivors"] <= 1
+        dense, own = (self._run.level(place).record()["final"] for place in (0, number))
+        if dense["test_accuracy"] is None:
+            return bool(own["test_loss"] > dense["test_loss"] + plan.tolerance)
+        return bool(dense["test_accuracy"] - own["test_accuracy"] > plan.tolerance)
 
     # -- what is compared with it ---------------------------------------------------------------------------------------
 
@@ -504,22 +558,31 @@ class _Climber:
             found.append(
                 Branch(dense_name(number), point, buffers, noise=seed + number, facts={"is": "dense replicate"})
             )
-        if plan.ablations:
-            state = state_of(self._run.level(0), plan.rewind, f)
-            assert state.buffers is not None
-            fresh = self._initial(seed + plan.control)
-            for level in levels(self._run)[1:]:
-                for kind in plan.ablations:
-                    point, buffers, step, mask = state.point, state.buffers, plan.rewind, level.mask
-                    if kind == "reinit":
-                        (point, buffers), step = fresh, 0
-                    else:
-                        within: Literal["layer", "global"] = "layer" if kind == "shuffled" else "global"
-                        mask = pruning.shuffled(mask, self._among, child_seed(seed, "ablation"), within)
-                    name = ablation_name(kind, level.number)
-                    found.append(Branch(name, mask.apply(point), buffers, mask, step, noise=seed, facts={"is": kind}))
-        for progress in branches.grow(self._run, task, f, self._recipe, found):
-            yield Progress(progress.what, progress.step, progress.steps, f"{progress.done} of {progress.total} done")
+        beside: dict[Recipe, list[Branch]] = {self._recipe: found}
+        for level in levels(self._run)[1:]:
+            noise = int(level.run.options["noise"])
+            for kind in plan.ablations:
+                if kind == "reinit":
+                    (point, buffers), step, recipe, mask = (
+                        self._initial(seed + plan.control),
+                        0,
+                        self._recipe,
+                        level.mask,
+                    )
+                else:
+                    point, buffers, _ = self._rewound(level.number, f)
+                    within: Literal["layer", "global"] = "layer" if kind == "shuffled" else "global"
+                    mask = pruning.shuffled(level.mask, self._among, child_seed(seed, "ablation"), within)
+                    step, recipe = plan.rewind, self._recipe_of(level.number)
+                name = ablation_name(kind, level.number)
+                beside.setdefault(recipe, []).append(
+                    Branch(name, mask.apply(point), buffers, mask, step, noise=noise, facts={"is": kind})
+                )
+        for recipe, those in beside.items():
+            for progress in branches.grow(self._run, task, f, recipe, those):
+                yield Progress(
+                    progress.what, progress.step, progress.steps, f"{progress.done} of {progress.total} done"
+                )
 
     def _initial(self, seed: int) -> tuple[Tensor, Buffers]:
         f = self._f

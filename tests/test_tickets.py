@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 import shutil
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from landscape import tasks, tickets
 from landscape.descent import Recipe
-from landscape.errors import LandscapeError, UsageError
+from landscape.errors import UnsafeInputError, UsageError
 from landscape.objectives import Objective
 from landscape.recordings import state_of, taken
 from landscape.runs import Place, Run, place
@@ -206,7 +207,7 @@ def test_levels_replicates_and_ablations_are_added_to_what_is_there(tmp_path, pr
 
 def test_an_adaptive_level_takes_the_largest_rate_that_the_rule_allows(tmp_path, problem):
     task, f, _ = problem
-    plan = dataclasses.replace(PLAN, levels=1, variant="adaptive", tolerance=0.05)
+    plan = dataclasses.replace(PLAN, levels=1, rate=0.2, variant="adaptive", tolerance=0.05)
     run = ladder(tmp_path / "a", task, plan)
     dense, level = tickets.levels(run)
     w, _ = taken(f, dense.solution)
@@ -226,7 +227,9 @@ def test_an_adaptive_level_takes_the_largest_rate_that_the_rule_allows(tmp_path,
 def test_a_level_that_retraining_rejects_is_tried_again_at_half_the_rate(tmp_path, problem, monkeypatch):
     task, _, _ = problem
     monkeypatch.setattr(tickets, "FIRST_RATE", 0.8)
-    plan = dataclasses.replace(PLAN, levels=1, variant="adaptive", rule="retraining", tolerance=0.0, rewind=39)
+    plan = dataclasses.replace(
+        PLAN, levels=1, variant="adaptive", rate=0.2, rule="retraining", tolerance=0.0, rewind=39
+    )
     recipe = dataclasses.replace(RECIPE, steps=40, momentum=0.0)
     run = ladder(tmp_path / "a", task, plan, recipe)
     rejected = sorted((run.folder / "rejected").glob("level-001-try-*"))
@@ -279,6 +282,9 @@ def test_a_plan_and_a_recipe_are_read_back(climbed):
         ({"variant": "rewind"}, "weight-rewind"),
         ({"ablations": ("shufled",)}, "shuffled"),
         ({"noise": "none"}, "fresh"),
+        ({"variant": "adaptive"}, "--rate would do nothing"),
+        ({"rule": "barrier"}, "--rule and --tolerance are of the variant adaptive"),
+        ({"variant": "lr-rewind", "moments": True}, "--rewind-moments would do nothing"),
     ],
 )
 def test_refusals_of_a_plan(tmp_path, problem, change, said):
@@ -290,6 +296,99 @@ def test_a_layer_without_a_weight_is_named_and_the_levels_before_are_kept(tmp_pa
     (tmp_path / "problem.py").write_text(UNEVEN)
     task = tasks.find(f"{tmp_path / 'problem.py'}:make")
     # of 22 weights the 4 of the first layer are the smallest: level 1 takes 11
-    with pytest.raises(LandscapeError, match=r"level 1 would leave no weight in 0.weight.*--levels 0"):
-        ladder(tmp_path / "a", task, Plan(levels=2, rate=0.5), Recipe(steps=1, lr=1e-9))
-    assert len(tickets.levels(Run(tmp_path / "a"))) == 1
+    plan = Plan(levels=2, rate=0.5, replicates=1)
+    run = ladder(tmp_path / "a", task, plan, Recipe(steps=1, lr=1e-9))
+    assert re.search(r"level 1 would leave no weight in 0.weight.*--levels 0", run.record()["stopped"])
+    assert len(tickets.levels(run)) == 1 and len(tickets.replicates(run)) == 1
+    # an adaptive rate keeps a weight in each layer, whatever it is allowed
+    run = ladder(
+        tmp_path / "b",
+        task,
+        dataclasses.replace(plan, levels=1, rate=0.2, variant="adaptive", tolerance=1.0),
+        Recipe(steps=1, lr=1e-9),
+    )
+    counts = tickets.levels(run)[1].mask.counts()
+    assert counts["0.weight"][0] >= 1 and counts["2.weight"][0] >= 1
+
+
+def test_a_lost_level_and_another_mask_are_refused(tmp_path, climbed):
+    run = Run(tmp_path / "a")
+    shutil.copytree(climbed.folder, run.folder)
+    shutil.copy(run.level(3).mask_path, run.level(2).mask_path)
+    with pytest.raises(UnsafeInputError, match="not the mask that level 2 was trained with"):
+        tickets.levels(run)
+    shutil.rmtree(run.level(1).folder)
+    with pytest.raises(UnsafeInputError, match="has lost level 1: 0, 2, 3 are there"):
+        tickets.levels(run)
+
+
+def test_adam_that_starts_anew_at_the_rewind_step_takes_a_first_step_of_the_rate(tmp_path, problem):
+    """|first / (sqrt(second) + eps)| is 1 after bias correction, whatever the gradient: Kingma and Ba 2015, section 2."""
+    task, f, _ = problem
+    recipe = dataclasses.replace(RECIPE, optimizer="adam", lr=1e-3, weight_decay=0.0, steps=6)
+    run = Run(tmp_path / "a")
+    plan = dataclasses.replace(PLAN, levels=1, rewind=4)
+    run.begin("imp", {**SPEC, **dataclasses.asdict(recipe), **dataclasses.asdict(plan)}, {})
+    run.update(grid={"levels": 1, "replicates": 0, "ablations": []})
+    for _ in climb(run, task, plan, recipe, seed=0, every=1, device=torch.device("cpu"), dtype=torch.float64):
+        pass
+    level = tickets.levels(run)[1]
+    before, after = (taken(f, Place(level.run, step))[0] for step in (4, 5))
+    moved = (after - before).abs()[level.mask.tensor()]
+    moved = moved[moved > 0]  # a weight from a pixel that is always 0 has no gradient
+    assert len(moved) > 100 and (moved - 1e-3).abs().max() < 1e-5  # eps over the least gradient, 1e-6 here
+
+
+def test_a_kill_before_a_level_is_taken_back_takes_it_back_later(tmp_path, problem, monkeypatch):
+    task, f, _ = problem
+    monkeypatch.setattr(tickets, "FIRST_RATE", 0.8)
+    plan = dataclasses.replace(
+        PLAN, levels=1, variant="adaptive", rate=0.2, rule="retraining", tolerance=0.0, rewind=39
+    )
+    recipe = dataclasses.replace(RECIPE, steps=40, momentum=0.0)
+    whole = ladder(tmp_path / "a", task, plan, recipe)
+    with monkeypatch.context() as patched:
+        patched.setattr(tickets.os, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            ladder(tmp_path / "b", task, plan, recipe)
+    again = ladder(tmp_path / "b", task, plan, recipe)
+    assert [level.mask for level in tickets.levels(again)] == [level.mask for level in tickets.levels(whole)]
+    assert (again.folder / "rejected" / "level-001-try-1").exists()
+
+
+def test_ablations_start_where_the_levels_of_their_variant_do(tmp_path, problem):
+    task, f, _ = problem
+    plan = dataclasses.replace(PLAN, levels=1, variant="fine-tune", ablations=("shuffled", "reinit"))
+    run = ladder(tmp_path / "a", task, plan, dataclasses.replace(RECIPE, schedule="step"))
+    dense, _ = taken(f, tickets.levels(run)[0].solution)
+    shuffled = run.branch("shuffled-level-001")
+    start, _ = taken(f, Place(shuffled, 4))
+    support = start != 0
+    assert torch.equal(start[support], dense[support]) and shuffled.options["lr"] == pytest.approx(0.001)
+    again = run.branch("reinit-level-001")
+    fresh, _ = taken(f, Place(again, 0))
+    _, w = Objective.of(task.make(1000), task.loss, task.data.train, dtype=torch.float64)
+    assert torch.equal(fresh, tickets.levels(run)[1].mask.apply(w)) and again.options["lr"] == 0.1
+
+
+def test_the_output_layer_at_half_the_rate_and_the_first_layer_left_alone(tmp_path, problem):
+    task, _, _ = problem
+    run = ladder(tmp_path / "a", task, dataclasses.replace(PLAN, levels=1, output=0.5, first=False))
+    counts = tickets.levels(run)[1].mask.counts()
+    left, whole = counts["output.weight"]
+    assert left == whole - -(-15 * whole // 100)
+    assert counts["linear1.weight"][0] == counts["linear1.weight"][1]
+
+
+def test_batch_statistics_are_rewound_with_the_weights(tmp_path):
+    task = tasks.find("digits-mlp", width=0.25, limit=128, norm="batch")
+    run = Run(tmp_path / "a")
+    plan = dataclasses.replace(PLAN, levels=1)
+    run.begin("imp", {**SPEC, "norm": "batch", **dataclasses.asdict(RECIPE), **dataclasses.asdict(plan)}, {})
+    run.update(grid={"levels": 1, "replicates": 0, "ablations": []})
+    for _ in climb(run, task, plan, RECIPE, seed=0, every=5, device=torch.device("cpu"), dtype=torch.float64):
+        pass
+    f, _ = Objective.of(task.make(0), task.loss, task.data.train, dtype=torch.float64)
+    at_4, start = (taken(f, place)[1] for place in (Place(run.level(0), 4), tickets.levels(run)[1].rewound))
+    assert all(torch.equal(at_4[name], start[name]) for name in at_4)
+    assert not torch.equal(start["norm1.running_mean"], f.buffers["norm1.running_mean"])
