@@ -323,7 +323,7 @@ class Chain(Result):
             if chosen.any():
                 label = label if math.isfinite(self.eps) else "solutions"
                 ax.plot(places[chosen], self._scale * self.values[chosen], "^", markersize=6, markerfacecolor=colour, markeredgecolor="black", markeredgewidth=0.7, label=label, zorder=4)  # fmt: skip
-        self._label(ax, places, [f"{number}\n{100 * share:.2g}" for number, share in zip(self.numbers, self.density, strict=True)], 13)  # fmt: skip
+        self._label(ax, places, [f"{number}\n{100 * share:.{2 + (share == 1)}g}" for number, share in zip(self.numbers, self.density, strict=True)], 13)  # fmt: skip
         ax.tick_params(axis="x", labelsize=6.5)
         ax.set_xlabel("level, below it the weights that survive (%)")
         ax.set_ylabel(self._axis)

@@ -25,10 +25,13 @@ from landscape.objectives import CURVATURES, Curvature, Objective, dtype_name, r
 from landscape.operators import MISSED, ROUNDING, Eigenpairs, SearchSpace, SymmetricOperator, Which
 from landscape.results import Result
 from landscape.seeds import generator
+from landscape.subspaces import coordinates
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from plotly.graph_objects import Figure
+
+    from landscape.masks import Mask
 
 NAMES = {
     "hessian": "Hessian",
@@ -89,6 +92,8 @@ class Spectrum(Result):
     negative_error: float  # standard error over probes, plus the weight of the quadrature node at the threshold, which bounds the rule's own error
     positive: float  # share above zero; the rest, 1 - negative - positive, lies within
     positive_error: float
+    unpruned: int = 0  # of a pruned network: parameters before it was pruned, those of other names than `params` apart; 0 where nothing was, likewise below
+    survivors: int = 0  # of these, what is left; d is this, or `unpruned` where the pruned ones were taken along
 
     @property
     def has_density(self) -> bool:
@@ -103,7 +108,7 @@ class Spectrum(Result):
         """See Result."""
         shown = ", ".join(f"{value:.4g}" for value in self.values[:3])
         end = {"largest": "top", "smallest": "lowest", "both": "extreme", "magnitude": "largest in size"}[self.which]
-        line = f"{self._name()}, {self.dim:,} dimensions: {end} {len(self.values)} eigenvalues {shown}{', ...' if len(self.values) > 3 else ''}"
+        line = f"{self._name()}{self._among() or f', {self.dim:,} dimensions'}: {end} {len(self.values)} eigenvalues {shown}{', ...' if len(self.values) > 3 else ''}"
         line += f" (residuals at most {self.residuals.max():.1e}, {self.products} products)"
         if self.has_density:
             line += f"; trace {_with_error(self.trace, self.trace_error)}; {self._negative_share()}"
@@ -112,7 +117,7 @@ class Spectrum(Result):
     def caption(self) -> str:
         """See Result."""
         text = (
-            f"Eigenvalues of the {self._name()} of the mean loss over {self.rows:,} rows, at loss {self.loss:.4g} with gradient norm {self.gradient_norm:.2g}. "
+            f"Eigenvalues of the {self._name()} of the mean loss over {self.rows:,} rows{self._among()}, at loss {self.loss:.4g} with gradient norm {self.gradient_norm:.2g}. "
             "Each eigenvalue comes with the residual of its vector: a true eigenvalue lies within it. "
         )
         if np.isfinite(self.missed):
@@ -286,6 +291,14 @@ class Spectrum(Result):
     def _name(self) -> str:
         return NAMES[self.operator] + (f" in the parameters {self.params}" if self.params else "")
 
+    def _among(self) -> str:
+        """Which parameters of a pruned network the matrix is of; nothing where nothing was pruned."""
+        if not self.unpruned:
+            return ""
+        if self.dim == self.survivors:
+            return f", among the {self.survivors:,} survivors of {self.unpruned:,}"
+        return f", of all {self.unpruned:,} parameters: the {self.unpruned - self.survivors:,} pruned ones too"
+
     def _negative_share(self) -> str:
         """The share below zero in words. A bulk at 0 is one quadrature node, whose sign no finite number of Lanczos steps tells."""
         if self.negative_error > 0.1:
@@ -305,6 +318,8 @@ def spectrum(
     top: int = 10,
     operator: Curvature = "hessian",
     params: str | None = None,
+    mask: Mask | None = None,
+    whole: bool = False,
     which: Which = "largest",
     density: bool = False,
     accuracy: float | None = None,
@@ -321,8 +336,9 @@ def spectrum(
 ) -> Spectrum:
     """The `top` eigenvalues of a curvature matrix of f at z (d,), and on request the density.
 
-    operator: one of landscape.objectives.CURVATURES. Of a mask's survivors, or in any subspace: restrict f first (`f.restrict(subspaces.coordinates(w, mask))`).
+    operator: one of landscape.objectives.CURVATURES. In a subspace: restrict f first (`f.restrict(subspace)`).
     params: globs of parameter names, to move these only.
+    mask: what survives of a pruned network, to move these only: the matrix restricted to their axial subspace (Paul et al. 2023). whole: it is of all parameters all the same, and that is told.
     accuracy: of the density, adaptive: 0.05 is a Wasserstein-1 distance of 5% of the mean |eigenvalue|, and the default where none of the next three is given. Where a few outliers hold
     nearly all of that mean, it says little of the bulk: ask for less.
     counted, probes, steps: fixed numbers instead; see `landscape.functionals.measure`.
@@ -337,7 +353,18 @@ def spectrum(
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     require_finite(z, "the point")
-    if params is not None:
+    unpruned = survivors = 0
+    if mask is not None:
+        chosen = f.model.layout.select("*" if params is None else params)
+        kept = mask.kept & chosen
+        if kept.sum() < chosen.sum():
+            unpruned, survivors = int(chosen.sum()), int(kept.sum())
+    if survivors < unpruned and not whole:
+        if not survivors:
+            raise UsageError(f"nothing of the parameters {params or '*'} survived the pruning. Name others, or take the pruned ones too (--whole).")  # fmt: skip
+        places = torch.from_numpy(kept).to(z.device)
+        f, z = f.restrict(coordinates(z, places)), z[places]
+    elif params is not None:
         f, z = f.among(z, params)
     least = ROUNDING * torch.finfo(f.dtype).eps
     asked, tolerance = tolerance, max(tolerance, least)
@@ -449,6 +476,8 @@ def spectrum(
         tolerance=tolerance,
         missed=pairs.missed,
         products=products,
+        unpruned=unpruned,
+        survivors=survivors,
         **curve,
     )
 
@@ -597,7 +626,9 @@ def _pyhessian(
     from landscape.seeds import global_stream
 
     if f.charts:
-        raise UsageError("PyHessian takes whole models only: leave the restriction to some parameters out.")
+        raise UsageError(
+            "PyHessian takes whole models only: leave the restriction to some parameters out, and of a pruned network take all (--whole)."
+        )
     if f.norm != "eval" or not isinstance(f.rows.inputs, Tensor):
         raise UsageError("PyHessian takes one tensor of inputs and a model in evaluation mode.")
     peer: Any = importlib.import_module(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from landscape.cli.making import _begun
-from landscape.cli.measuring import _about, _about_place, _alone, _asked, _at, _positive, _site
+from landscape.cli.measuring import _about, _about_place, _alone, _asked, _at, _of_all, _positive, _pruned, _site
 from landscape.cli.options import WHOLE, Common, Subject, answer
 from landscape.cli.reducing import _numbers, _tell
 from landscape.errors import UsageError
@@ -110,7 +110,7 @@ def width(
         answered = measure(
             site.train, site.point, levels, solution=solution, measured=found, seed=common.seed, **chosen
         )
-        return _about(answered, site, task)
+        return _of_all(_about(answered, site, task), _pruned(end))
 
     answer(end.run, "width", question, compute, common.json, show=_tell)
 
@@ -330,6 +330,6 @@ def explore(
         ends = {int(trajectory.steps[row]): trajectory.row(row).point for row in (0, len(trajectory) - 1)}
         towards = {f"step {step}": torch.from_numpy(point.copy()) for step, point in ends.items() if step != where.step}
         found = exploration(site.train, site.point, levels, towards=towards, seed=common.seed, **chosen)
-        return _about(found, site, task)
+        return _of_all(_about(found, site, task), _pruned(where))
 
     answer(where.run, "exploration", {**question, **_asked(options, common)}, compute, common.json, show=_tell)

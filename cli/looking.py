@@ -7,14 +7,18 @@ import dataclasses
 import html
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from landscape.cli.options import Common, note
 from landscape.errors import UsageError
-from landscape.runs import Run, place
+from landscape.runs import Run, named, place
+
+if TYPE_CHECKING:
+    from landscape.results import Result
 
 
 def tasks(*, presets: Annotated[bool, Parameter(negative="")] = False, json: bool = False) -> None:
@@ -67,7 +71,7 @@ def show(run: str, /, *, json: bool = False) -> None:
     Parameters
     ----------
     run
-        The run's folder, or a point in it (RUN@step=500).
+        The run's folder, a level (RUN@level=5), or a point in it (RUN@step=500).
     json
         Print everything as JSON.
     """
@@ -129,6 +133,8 @@ def show(run: str, /, *, json: bool = False) -> None:
         )
         if name in options
     }
+    if pruned := record.get("pruning"):
+        print(f"  pruning     {_pruned(pruned, options)}")
     print("  options     " + ", ".join(f"{name} {value}" for name, value in chosen.items()))
     for answer in answers:
         print(f"  {answer['kind']:<10}  {answer['summary']}\n              {answer['path']}")
@@ -140,7 +146,7 @@ def plot(result: Path, out: Path, /, *, json: Annotated[bool, Parameter(negative
     Parameters
     ----------
     result
-        A results/*.json file, or a run's folder for its training curve.
+        A results/*.json file, or a run (RUN, RUN@level=5) for its training curve.
     out
         The picture: .svg, .pdf or .png; .html is interactive.
     json
@@ -152,9 +158,15 @@ def plot(result: Path, out: Path, /, *, json: Annotated[bool, Parameter(negative
     from landscape.analysis.histories import history
 
     format = styles.format_of(out)
-    answer = history(Run.open(result)) if result.is_dir() else load(result)
-    if result.is_dir() and not answer.columns and (stored := Run(result).answers()):  # type: ignore[attr-defined]
-        raise UsageError(f"{result} has no training curve. Draw one of its answers: landscape plot {stored[-1]} {out}")
+    if result.is_dir() or ("@" in str(result) and not result.exists()):
+        run = named(str(result))
+        answer: Result = (course := history(run))
+        if not course.columns and (stored := run.answers()):
+            raise UsageError(
+                f"{result} has no training curve. Draw one of its answers: landscape plot {stored[-1]} {out}"
+            )
+    else:
+        answer = load(result)
     if format == "html" and answer.panels():
         data: bytes | str = reports.page(
             answer.summary(), [f"<p>{html.escape(answer.summary())}</p>", reports.live(answer, "live")]
@@ -167,17 +179,17 @@ def plot(result: Path, out: Path, /, *, json: Annotated[bool, Parameter(negative
     _tell_path(out, json)
 
 
-def report(run: Path, /, *, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+def report(run: str, /, *, json: Annotated[bool, Parameter(negative="")] = False) -> None:
     """Write the report of a run: one HTML file with every answer and picture, warnings first.
 
     Parameters
     ----------
     run
-        The run's folder.
+        The run's folder, or a level of iterative pruning (RUN@level=5).
     json
         Print the report's path as JSON.
     """
-    _tell_path(_write_report(Run.open(run)), json)
+    _tell_path(_write_report(named(run)), json)
 
 
 def demo(*, out: Path, common: Common = Common()) -> None:  # noqa: B008 (frozen)
@@ -224,6 +236,18 @@ def _write_report(run: Run) -> Path:
 
     files.write_atomic(run.report_path, written(run))
     return run.report_path
+
+
+def _pruned(told: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    """What is left of a pruned network, and how it came about."""
+    words = [f"{told['survivors']:,} of {told['prunable']:,} prunable weights survive ({told['density']:.2%})"]
+    if told.get("rate"):
+        words.append(f"rate {told['rate']:.4g}")
+    if told.get("threshold") is not None:
+        words.append(f"threshold {told['threshold']:.4g}")
+    if "variant" in options:
+        words.append(str(options["variant"]))
+    return ", ".join(words)
 
 
 def _headline(path: Path) -> dict[str, str]:

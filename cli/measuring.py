@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from landscape.cli.options import WHOLE, Common, Subject, answer, tell
 from landscape.errors import LandscapeError, UsageError
-from landscape.runs import Place, Run, place
+from landscape.runs import Place, named, place
 
 if TYPE_CHECKING:
     from landscape.masks import Mask
@@ -80,6 +80,7 @@ def spectrum(
     layers: Annotated[bool, Parameter(negative="")] = False,
     operator: Matrix = "hessian",
     params: str | None = None,
+    whole: Annotated[bool, Parameter(negative="")] = False,
     which: Literal["largest", "smallest", "both", "magnitude"] = "largest",
     accuracy: float | None = None,
     counted: Annotated[int | None, WHOLE] = None,
@@ -101,6 +102,7 @@ def spectrum(
       landscape spectrum runs/a@init --operator gauss-newton
       landscape spectrum runs/a --params 'layer3.*' --layers
       landscape spectrum runs/a --at all --top 3
+      landscape spectrum runs/t@level=5 --density
 
     Parameters
     ----------
@@ -118,6 +120,8 @@ def spectrum(
         The Hessian, the generalised Gauss-Newton matrix, the Fisher matrix by labels drawn from the model or by the true ones, or the second moment of the rows' gradients.
     params
         Only of parameters of these names: globs, several separated by commas. The others stand still.
+    whole
+        Of a pruned network (RUN@level=5): of all parameters. By default those that were pruned stand still too.
     which
         The end of the spectrum.
     accuracy
@@ -156,15 +160,22 @@ def spectrum(
             chosen["density_accuracy"] = _positive("--accuracy", 0.1 if accuracy is None else accuracy)
         elif accuracy is not None:
             raise UsageError("--accuracy is of a density: add --density.")
-        _along(run, chosen, {}, options, common)
+        _along(run, chosen, {}, options, common, whole)
         return
     where = place(run, at)
     common = common.resolved()
+    pruned = _pruned(where)
     chosen |= {"tolerance": _positive("--tolerance", 1e-4 if tolerance is None else tolerance)}
     about = _about_place(where)
     if layers:
         _leave_out(
-            {**one_point, "--density": density, "--which": which != "largest", "--samples": samples != 1},
+            {
+                **one_point,
+                "--density": density,
+                "--which": which != "largest",
+                "--samples": samples != 1,
+                "--whole": whole,
+            },
             "has no part in --layers, each layer's largest eigenvalues and trace",
         )
         chosen |= {"params": "*" if params is None else params}
@@ -175,7 +186,8 @@ def spectrum(
             from landscape.analysis.layerwise import layers as measure
 
             site, task = _site(where, options, common)
-            return _about(measure(site.train, site.point, seed=common.seed, **chosen), site, task)
+            found = _about(measure(site.train, site.point, seed=common.seed, **chosen), site, task)
+            return _of_all(found, pruned)
 
         answer(where.run, "layers", {**about, **chosen, **_asked(options, common)}, compute, common.json)
         return
@@ -193,13 +205,14 @@ def spectrum(
         raise UsageError("--accuracy, --counted, --probes and --lanczos-steps are of a density: add --density.")
     if params is not None:
         chosen["params"] = params
-    asked = {**about, **chosen, **_asked(options, common)}
+    asked = {**about, **chosen, **_restriction(where, pruned, whole), **_asked(options, common)}
 
     def compute_spectrum() -> Result:
         from landscape.analysis.spectra import spectrum as measure
 
         site, task = _site(where, options, common)
-        return _about(measure(site.train, site.point, seed=common.seed, **chosen), site, task)
+        found = measure(site.train, site.point, mask=pruned, whole=whole, seed=common.seed, **chosen)
+        return _about(found, site, task)
 
     answer(where.run, "spectrum", asked, compute_spectrum, common.json)
 
@@ -214,6 +227,7 @@ def sharpness(
     last: Annotated[int | None, Parameter(name="--to"), WHOLE] = None,
     operator: Matrix = "hessian",
     params: str | None = None,
+    whole: Annotated[bool, Parameter(negative="")] = False,
     which: Literal["largest", "both"] = "largest",
     trace: Annotated[bool, Parameter(negative="")] = False,
     density: Annotated[bool, Parameter(negative="")] = False,
@@ -245,6 +259,8 @@ def sharpness(
         As for `landscape spectrum`.
     params
         Only of parameters of these names, as for `landscape spectrum`; then there is no edge of stability.
+    whole
+        Of a pruned network: of all parameters, as with --params. By default only of those that survive.
     which
         The largest eigenvalues, or both ends.
     trace
@@ -269,27 +285,42 @@ def sharpness(
         "density_accuracy": 0.1 if density else None,
         "params": params,
     }
-    _along(run, chosen, {"every": every, "first": first, "last": last}, options, common)
+    _along(run, chosen, {"every": every, "first": first, "last": last}, options, common, whole)
 
 
-def _along(run: str, chosen: dict[str, Any], steps: dict[str, Any], options: Subject, common: Common) -> None:
-    """Measure at every recorded point that `steps` chooses."""
+def _along(
+    run: str, chosen: dict[str, Any], steps: dict[str, Any], options: Subject, common: Common, whole: bool
+) -> None:
+    """Measure at every recorded point that `steps` chooses; of a pruned network among its survivors, unless it is of some names or of the whole."""
     where = _alone(run)
     common = common.resolved()
     _positive("--tolerance", chosen["tolerance"])
+    pruned = _pruned(where)
+    everything = whole or chosen["params"] is not None
     path = {"path": where.run.trajectory().identity}
 
     def compute() -> Result:
+        import torch
+
         from landscape.analysis.stability import Method, stations
         from landscape.analysis.stability import sharpness as measure
+        from landscape.subspaces import coordinates
 
         site, task = _site(where, options, common)
-        found = measure(
-            site.train, stations(site, **steps), method=Method.of(where.run.options), seed=common.seed, **chosen
-        )
-        return _about(found, site, task)
+        f, course = site.train, stations(site, **steps)
+        if pruned is not None and not everything:
+            kept = pruned.tensor(f.device)
+            # every point of the course is 0 outside the mask
+            f = f.restrict(coordinates(torch.zeros_like(site.point), kept))
+            course = (dataclasses.replace(station, point=station.point[kept]) for station in course)
+        found = measure(f, course, method=Method.of(where.run.options), seed=common.seed, **chosen)
+        if pruned is not None and not everything:
+            among = f"Among the {pruned.size:,} survivors of {pruned.layout.dim:,} parameters."
+            found = dataclasses.replace(found, remark=f"{among} {found.remark}".rstrip())
+        return _of_all(_about(found, site, task), pruned if everything else None)
 
-    answer(where.run, "sharpness", {**path, **steps, **chosen, **_asked(options, common)}, compute, common.json)
+    asked = {**path, **steps, **chosen, **_restriction(where, pruned, whole), **_asked(options, common)}
+    answer(where.run, "sharpness", asked, compute, common.json)
 
 
 def dimensions(
@@ -361,6 +392,7 @@ def dimensions(
             require_same_parameters(trajectory, second)
             require_common_frozen(site, _at(other, task, options, common))
         found = _about(dimension(site.train, trajectory, against=second, seed=common.seed, **chosen), site, task)
+        found = _of_all(found, _pruned(where), "The gradients and the Hessian are")
         return found if other is None else dataclasses.replace(found, provenance={**found.provenance, "against": str(other.run.folder)})  # fmt: skip
 
     answer(where.run, "dimensions", {**paths, **chosen, **_asked(options, common)}, compute, common.json)
@@ -489,11 +521,35 @@ def _mask(where: Place) -> Mask | None:
     return Mask.load(path, where.run.trajectory().layout) if path.exists() else None
 
 
+def _pruned(where: Place) -> Mask | None:
+    """What survives at a place where something was pruned."""
+    mask = _mask(where)
+    return None if mask is None or mask.kept.all() else mask
+
+
+def _restriction(where: Place, pruned: Mask | None, whole: bool) -> dict[str, Any]:
+    """What a question says of pruning. Where nothing was pruned it is the question that it was before there were masks."""
+    if whole and not where.run.mask_path.exists():
+        raise UsageError(f"--whole is of a pruned network, and {where.run.folder} has no mask. Leave it out.")
+    if pruned is None:
+        return {}
+    return {"mask": zlib.crc32(where.run.mask_path.read_bytes()), **({"whole": True} if whole else {})}
+
+
+def _of_all(result: Result, pruned: Mask | None, what: str = "These numbers are") -> Result:
+    """With a warning that a measurement took the pruned parameters of a network too."""
+    if pruned is None:
+        return result
+    d, n = pruned.layout.dim, pruned.size
+    told = f"{what} of all {d:,} parameters, the {d - n:,} pruned ones included: the network was trained among the other {n:,}."
+    return dataclasses.replace(result, warnings=(*result.warnings, told))
+
+
 def _chain(text: str, levels: str, given: dict[str, Any], options: Subject, common: Common) -> None:
     """Measure between the levels of a run of imp."""
     from landscape import tickets
 
-    run = Run.open(Path(text))
+    run = named(text)
     rungs = tickets.chosen(run, levels)
     chosen = {name: value for name, value in given.items() if value is not None}
     question = {
@@ -586,7 +642,8 @@ def surface(
 
         site, task = _site(where, options, common)
         found = measure(site.train, site.point, trajectory=where.run.trajectory(), seed=common.seed, **chosen)
-        return _about(found, site, task)
+        # the plane of a trajectory lies among the survivors, as every point of it does
+        return _of_all(_about(found, site, task), _pruned(where) if plane == "random" else None, "The directions are")
 
     answer(
         where.run, "surface", {**_about_place(where), **path, **chosen, **_asked(options, common)}, compute, common.json
@@ -594,11 +651,8 @@ def surface(
 
 
 def _alone(run: str, why: str = "every recorded one is asked for: name the run alone") -> Place:
-    """The last point of a run that is named without one."""
-    where = place(run)
-    if not (Path(run).is_dir() or run.endswith("@last")):
-        raise UsageError(f"{run} is one point, and {why}.")
-    return where
+    """The last point of a run, or of a level's, that is named without one."""
+    return place(str(named(run, why).folder))
 
 
 def _listed(text: str) -> list[int]:

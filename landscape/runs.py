@@ -115,6 +115,11 @@ class Run:
         """A run that exists. Raises UsageError where there is none."""
         run = Run(folder)
         if not run.record_path.is_file():
+            named, at, _ = str(folder).rpartition("@")
+            if at and not folder.exists() and Run(Path(named)).record_path.is_file():
+                raise UsageError(
+                    f"{folder} names a place in the run {named}. Here the run itself is asked for: {named}."
+                )
             what = "holds no run (no run.json)" if folder.exists() else "does not exist"
             raise UsageError(
                 f"{folder} {what}. Make one with `landscape train TASK --out {folder}` or `landscape import`."
@@ -269,24 +274,21 @@ class Place:
 def place(text: str, at: str | None = None) -> Place:
     """Read `RUN`, `RUN@last`, `RUN@init`, `RUN@step=500` or `RUN@500`; `at` is the part after @ where the text has none, by default last.
 
-    Raises UsageError where the run or the step is not there, or both tell a point.
+    Of a level `RUN@level=5`, or `RUN@level=5,` and the point.
+    Raises UsageError where the run, the level or the step is not there, or both tell a point.
     """
-    folder, _, selector = text.rpartition("@") if "@" in text and not Path(text).exists() else (text, "", "")
+    run, selector = _parsed(text)
     if selector and at is not None:
         raise UsageError(f"{text} names a point, and --at {at} names one again. Give one of them.")
-    selector = selector or at or "last"
-    run = Run.open(Path(folder))
-    first, _, rest = selector.partition(",")
-    if first.startswith("level="):
-        run, selector = _level(run, first.removeprefix("level="), text), rest or "last"
-        folder = str(run.folder)
-    elif not run.trajectory_path.exists() and (levels := run.levels()):
+    run, selector = _level(run, selector or at or "", text)
+    selector = selector or "last"
+    if not run.trajectory_path.exists() and (levels := run.levels()):
         raise UsageError(
-            f"{folder} holds the levels {levels[0]} to {levels[-1]} of iterative pruning. Say which: {folder}@level={levels[-1]}, or {folder}@level={levels[-1]},step=500."
+            f"{run.folder} holds the levels {levels[0]} to {levels[-1]} of iterative pruning. Say which: {run.folder}@level={levels[-1]}."
         )
     steps = run.trajectory().steps
     if not len(steps):
-        raise UsageError(f"{folder} has no recorded point yet.")
+        raise UsageError(f"{run.folder} has no recorded point yet.")
     if selector == "last":
         return Place(run, int(steps[-1]))
     if selector == "init":
@@ -300,17 +302,39 @@ def place(text: str, at: str | None = None) -> Place:
     return Place(run, int(number))
 
 
-def _level(run: Run, number: str, text: str) -> Run:
-    there = run.levels()
+def named(text: str, why: str = "the whole run is asked for: name it without a point") -> Run:
+    """The run that is named where no point is asked for: `RUN`, or the run of a level, `RUN@level=5`.
+
+    Raises UsageError, saying `why`, where the text names a point other than the last.
+    """
+    run, selector = _parsed(text)
+    if selector not in ("", "last"):
+        place(text)  # what cannot be read at all is told as such
+        raise UsageError(f"{text} is one point, and {why}.")
+    return run
+
+
+def _parsed(text: str) -> tuple[Run, str]:
+    """The run of `RUN`, `RUN@POINT` or `RUN@level=5,POINT`, and the point, empty where there is none. A folder's own name may hold an @."""
+    folder, _, selector = text.rpartition("@") if "@" in text and not Path(text).exists() else (text, "", "")
+    return _level(Run.open(Path(folder)), selector, text)
+
+
+def _level(run: Run, selector: str, text: str) -> tuple[Run, str]:
+    """Where a selector begins with a level, that level's run and the rest; else both as they are."""
+    first, _, rest = selector.partition(",")
+    if not first.startswith("level="):
+        return run, selector
+    number, there = first.removeprefix("level="), run.levels()
     if not there:
         raise UsageError(
             f"{text} names a level, and {run.folder} holds none. Make levels with `landscape imp TASK --out RUN`."
         )
-    if not number.isdecimal() or int(number) not in there:
+    if not re.fullmatch("[0-9]{1,9}", number) or int(number) not in there:
         raise UsageError(
             f"{run.folder} holds the levels {', '.join(map(str, there))}; got {text!r}. Name one of them: {run.folder}@level={there[-1]}."
         )
-    return run.level(int(number))
+    return run.level(int(number)), rest
 
 
 def now() -> str:

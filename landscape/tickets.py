@@ -206,8 +206,8 @@ def plan(run: Run) -> Plan:
 
 
 def _fields(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a dataclass among options, as they were before JSON."""
-    found = {field.name: options[field.name] for field in dataclasses.fields(kind)}
+    """The fields of a dataclass among options, as they were before JSON; those younger than the options keep their default."""
+    found = {field.name: options[field.name] for field in dataclasses.fields(kind) if field.name in options}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
 
 

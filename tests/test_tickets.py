@@ -340,7 +340,7 @@ def test_adam_that_starts_anew_at_the_rewind_step_takes_a_first_step_of_the_rate
 
 
 def test_a_kill_before_a_level_is_taken_back_takes_it_back_later(tmp_path, problem, monkeypatch):
-    task, f, _ = problem
+    task, _, _ = problem
     monkeypatch.setattr(tickets, "FIRST_RATE", 0.8)
     plan = dataclasses.replace(
         PLAN, levels=1, variant="adaptive", rate=0.2, rule="retraining", tolerance=0.0, rewind=39
