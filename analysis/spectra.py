@@ -297,7 +297,7 @@ class Spectrum(Result):
             return ""
         if self.dim == self.survivors:
             return f", among the {self.survivors:,} survivors of {self.unpruned:,}"
-        return f", of all {self.unpruned:,} parameters: the {self.unpruned - self.survivors:,} pruned ones too"
+        return f", of all {self.unpruned:,}, the {self.unpruned - self.survivors:,} pruned ones included"
 
     def _negative_share(self) -> str:
         """The share below zero in words. A bulk at 0 is one quadrature node, whose sign no finite number of Lanczos steps tells."""

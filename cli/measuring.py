@@ -164,7 +164,7 @@ def spectrum(
         return
     where = place(run, at)
     common = common.resolved()
-    pruned = _pruned(where)
+    pruned = _pruned(where, params)
     chosen |= {"tolerance": _positive("--tolerance", 1e-4 if tolerance is None else tolerance)}
     about = _about_place(where)
     if layers:
@@ -187,7 +187,7 @@ def spectrum(
 
             site, task = _site(where, options, common)
             found = _about(measure(site.train, site.point, seed=common.seed, **chosen), site, task)
-            return _of_all(found, pruned)
+            return _of_all(found, pruned, params=params)
 
         answer(where.run, "layers", {**about, **chosen, **_asked(options, common)}, compute, common.json)
         return
@@ -295,7 +295,7 @@ def _along(
     where = _alone(run)
     common = common.resolved()
     _positive("--tolerance", chosen["tolerance"])
-    pruned = _pruned(where)
+    pruned = _pruned(where, chosen["params"])
     everything = whole or chosen["params"] is not None
     path = {"path": where.run.trajectory().identity}
 
@@ -317,7 +317,7 @@ def _along(
         if pruned is not None and not everything:
             among = f"Among the {pruned.size:,} survivors of {pruned.layout.dim:,} parameters."
             found = dataclasses.replace(found, remark=f"{among} {found.remark}".rstrip())
-        return _of_all(_about(found, site, task), pruned if everything else None)
+        return _of_all(_about(found, site, task), pruned if everything else None, params=chosen["params"])
 
     asked = {**path, **steps, **chosen, **_restriction(where, pruned, whole), **_asked(options, common)}
     answer(where.run, "sharpness", asked, compute, common.json)
@@ -521,10 +521,12 @@ def _mask(where: Place) -> Mask | None:
     return Mask.load(path, where.run.trajectory().layout) if path.exists() else None
 
 
-def _pruned(where: Place) -> Mask | None:
-    """What survives at a place where something was pruned."""
+def _pruned(where: Place, params: str | None = None) -> Mask | None:
+    """What survives at a place where something was pruned, among the parameters of these names."""
     mask = _mask(where)
-    return None if mask is None or mask.kept.all() else mask
+    if mask is None or mask.kept[mask.layout.select("*" if params is None else params)].all():
+        return None
+    return mask
 
 
 def _restriction(where: Place, pruned: Mask | None, whole: bool) -> dict[str, Any]:
@@ -536,12 +538,12 @@ def _restriction(where: Place, pruned: Mask | None, whole: bool) -> dict[str, An
     return {"mask": zlib.crc32(where.run.mask_path.read_bytes()), **({"whole": True} if whole else {})}
 
 
-def _of_all(result: Result, pruned: Mask | None, what: str = "These numbers are") -> Result:
-    """With a warning that a measurement took the pruned parameters of a network too."""
+def _of_all(result: Result, pruned: Mask | None, what: str = "These numbers are", params: str | None = None) -> Result:
+    """With a warning that a measurement, among the parameters of these names, took pruned ones of a network too."""
     if pruned is None:
         return result
-    d, n = pruned.layout.dim, pruned.size
-    told = f"{what} of all {d:,} parameters, the {d - n:,} pruned ones included: the network was trained among the other {n:,}."
+    kept = pruned.kept[pruned.layout.select("*" if params is None else params)]
+    told = f"{what} of all {kept.size:,} parameters{f' {params}' if params else ''}, the {(~kept).sum():,} pruned ones included: the network was trained among the other {kept.sum():,}."
     return dataclasses.replace(result, warnings=(*result.warnings, told))
 
 

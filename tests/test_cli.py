@@ -937,3 +937,143 @@ def test_a_place_and_all_places_are_two_questions(shell: Shell, made: Path, spec
     shell.refused(2, "sharpness", f"{made}@init", "--task", spec, says="name the run alone")
     shell.refused(2, "sharpness", made, "--task", spec, "--every", "0", says="give 1 or more")
     shell.refused(2, "sharpness", made, "--task", spec, "--from", "21", says="no recorded step")
+
+
+# -- pruned networks --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pruned(spec: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of imp with the levels 0 and 1, half of the weights gone; tests that write take a copy."""
+    folder = tmp_path_factory.mktemp("pruned") / "t"
+    brief = ["--steps", "12", "--batch-size", "10", "--levels", "1", "--rewind", "4", "--rate", "0.5", "--replicates", "0"]  # fmt: skip
+    assert main(["imp", spec, *brief, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def tickets(pruned: Path, tmp_path: Path) -> Path:
+    shutil.copytree(pruned, tmp_path / "t")
+    return tmp_path / "t"
+
+
+def dense_hessian(run: Run, spec: str) -> tuple[np.ndarray, np.ndarray]:
+    """The Hessian (D, D) at the end of a run of PROBLEM, and its point, by torch's own differentiation of the loss written out."""
+    names: dict[str, Any] = {}
+    exec(Path(spec.rpartition(":")[0]).read_text(), names)
+    x, y = names["data"]()
+    trajectory = run.trajectory()
+    point = torch.from_numpy(np.array(trajectory.row(len(trajectory) - 1).point)).double()
+
+    def loss(w: torch.Tensor) -> torch.Tensor:
+        first, shift, second, offset = w.split([32, 8, 16, 2])
+        hidden = torch.tanh(x.double() @ first.view(8, 4).T + shift)
+        return nn.functional.cross_entropy(hidden @ second.view(2, 8).T + offset, y)
+
+    return torch.autograd.functional.hessian(loss, point).numpy(), point.numpy()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize(
+    ("options", "names", "whole", "says"),
+    [
+        ([], slice(0, 58), False, "among the 34 survivors of 58"),
+        (["--whole"], slice(0, 58), True, "of all 58, the 24 pruned ones included"),
+        (["--params", "0.*"], slice(0, 40), False, "in the parameters 0.*, among the {n} survivors of 40"),
+        (["--params", "0.*", "--whole"], slice(0, 40), True, "in the parameters 0.*, of all 40, the"),
+        (["--params", "*.bias"], np.r_[32:40, 56:58], False, "in the parameters *.bias, 10 dimensions"),
+    ],
+)
+def test_the_spectrum_of_a_pruned_network_is_that_of_its_survivors(
+    shell: Shell, tickets: Path, spec: str, options: list[str], names: Any, whole: bool, says: str
+) -> None:
+    """Paul et al. 2023, section 3: the Hessian restricted to the axial subspace. No trained weight is exactly 0 but the pruned ones."""
+    matrix, point = dense_hessian(Run(tickets).level(1), spec)
+    chosen = np.zeros(58, dtype=bool)
+    chosen[names] = True
+    if not whole:
+        chosen &= point != 0
+    truth = np.linalg.eigvalsh(matrix[np.ix_(chosen, chosen)])[::-1][:3]
+    ask = ["spectrum", f"{tickets}@level=1", "--task", spec, "--top", "3", "--dtype", "float64", "--tolerance", "1e-9"]
+    found = json.loads(shell(*ask, *options, "--json").out)
+    assert found["dim"] == chosen.sum()
+    # a residual of 1e-9 of the largest bounds the error; the loss is summed in another order, to 1e-13 or so
+    np.testing.assert_allclose(found["values"]["array"], truth, atol=1e-8 * truth[0])
+    for text in (found["summary"], found["caption"]):
+        assert says.format(n=chosen.sum()).partition(" dim")[0].split(", ")[-1] in text
+    assert says.format(n=chosen.sum()) in found["summary"]
+
+
+def test_the_questions_of_a_network_that_was_not_pruned_are_what_they_were(
+    shell: Shell, tickets: Path, made: Path, spec: str
+) -> None:
+    ask = ["--task", spec, "--top", "1", "--json"]
+    dense = json.loads(shell("spectrum", f"{tickets}@level=0", *ask).out)
+    assert not {"mask", "whole"} & set(dense["question"])
+    assert dense["dim"] == 58
+    assert "survivors" not in dense["summary"]
+    # its mask is full, and the whole is the same question
+    assert json.loads(shell("spectrum", f"{tickets}@level=0", *ask, "--whole").out) == dense
+    assert json.loads(shell("spectrum", f"{tickets}@level=1", *ask).out)["question"].keys() - dense["question"].keys() == {"mask"}  # fmt: skip
+    for command in (["spectrum"], ["sharpness"]):
+        shell.refused(2, *command, made, "--task", spec, "--whole", says="--whole is of a pruned network")
+    shell.refused(2, "spectrum", f"{tickets}@level=1", "--task", spec, "--layers", "--whole", says="has no part")
+
+
+def test_the_sharpness_of_a_level_is_that_of_its_survivors(shell: Shell, tickets: Path, spec: str) -> None:
+    matrix, point = dense_hessian(Run(tickets).level(1), spec)
+    ask = ["sharpness", f"{tickets}@level=1", "--task", spec, "--top", "1", "--tolerance", "1e-5", "--json"]
+    for options, chosen in (([], point != 0), (["--whole"], point == point)):
+        found = json.loads(shell(*ask, *options).out)
+        truth = np.linalg.eigvalsh(matrix[np.ix_(chosen, chosen)])[-1]
+        # single precision: 1e-6 of it, times what a sum of 60 rows grows it by
+        assert found["values"]["array"][-1] == pytest.approx(truth, rel=1e-4)
+        assert found["dim"] == chosen.sum()
+        assert bool(found["warnings"]) == bool(options)
+        assert ("Among the 34 survivors of 58 parameters" in found["caption"]) == (not options)
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["spectrum", "--layers"], "of all 58 parameters, the 24 pruned ones included"),
+        (["sharpness", "--params", "0.*"], "of all 40 parameters 0.*, the"),
+        (["sharpness", "--params", "*.bias"], ""),
+        (["dimensions", "--points", "2", "--hessian", "0"], "of all 58 parameters, the 24 pruned ones included"),
+        (["surface", "--side", "3", "--plane", "random"], "of all 58 parameters, the 24 pruned ones included"),
+        (["surface", "--side", "3"], ""),
+        (["explore", "--directions", "2", "--loss", "1"], "of all 58 parameters, the 24 pruned ones included"),
+        (["width", "--loss", "0.6", "--draws", "2"], "of all 58 parameters, the 24 pruned ones included"),
+    ],
+)
+def test_what_takes_pruned_parameters_too_says_so(
+    shell: Shell, tickets: Path, spec: str, command: list[str], told: str
+) -> None:
+    answer = shell(command[0], f"{tickets}@level=1", "--task", spec, *command[1:], "--json")
+    assert answer.code == 0, answer.err
+    warnings = " ".join(json.loads(answer.out)["warnings"])
+    assert told in warnings
+    assert ("pruned ones included" in warnings) == bool(told)
+
+
+def test_a_level_is_named_where_a_run_is_asked_for(shell: Shell, tickets: Path, spec: str) -> None:
+    level = f"{tickets}@level=1"
+    for command in (["report", level], ["plot", level, "course.svg"]):
+        answer = shell(*command)
+        assert answer.code == 0, answer.err
+    assert Run(tickets).level(1).report_path.is_file()
+    refusal = shell.refused(2, "dimensions", tickets, "--task", spec, says="Say which: ")
+    advised = refusal.err.rpartition("Say which: ")[2].strip().removesuffix(".")
+    assert advised == level
+    asked = ["--task", spec, "--points", "2", "--hessian", "0", "--against", f"{tickets}@level=0"]
+    assert shell("dimensions", advised, *asked).code == 0
+    for command in (["spawn", level, "--levels", "all"], ["robustness", level], ["retraining", level]):
+        assert "--out" not in shell.refused(2, *command).err
+
+
+def test_what_is_in_a_level_is_told(shell: Shell, tickets: Path) -> None:
+    line = "24 of 48 prunable weights survive (50.00%), rate 0.5, threshold "
+    for name in (f"{tickets}@level=1", f"{tickets}@level=1,init", tickets / "level-001"):
+        answer = shell("show", name)
+        assert line in answer.out
+        assert "weight-rewind" in answer.out
+    assert "pruning" not in shell("show", tickets).out

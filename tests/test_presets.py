@@ -7,11 +7,14 @@ import sys
 import pytest
 
 from landscape import datasets, networks
+from landscape.cli.app import main
 from landscape.cli.making import Descending
+from landscape.cli.options import Problem
 from landscape.cli.pruning import Pruning
 from landscape.descent import Recipe
 from landscape.errors import UsageError
 from landscape.presets import PRESETS, find
+from landscape.runs import Run
 from landscape.tickets import Plan
 
 
@@ -24,7 +27,7 @@ def test_a_preset_names_a_task_and_options_that_there_are(name):
     )
     of_steps = {field.name for field in dataclasses.fields(Descending)}
     of_plan = {field.name for field in dataclasses.fields(Pruning)} | {"levels"}
-    assert set(preset.options) <= of_steps | of_plan
+    assert set(preset.options) <= of_steps | of_plan | {field.name for field in dataclasses.fields(Problem)}
     recipe = Recipe(**{key: value for key, value in preset.options.items() if key in of_steps})
     plan = Plan(**{key: value for key, value in preset.options.items() if key in of_plan})
     assert 0 <= plan.rewind <= recipe.steps
@@ -71,3 +74,29 @@ def test_an_unknown_preset_is_refused_with_the_nearest():
 def test_presets_need_no_torch():
     code = "import sys, landscape.presets; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_list_of_presets_names_their_sources(capsys):
+    assert main(["tasks", "--presets"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said and preset.source in said for name, preset in PRESETS.items())
+
+
+def test_a_preset_stands_below_the_flags_of_every_command_that_trains(tmp_path):
+    argv = ["digits-mlp", "--preset", "mnist-mlp", "--augment", "", "--steps", "4", "--warmup", "2", "--limit", "128"]
+    assert main(["train", *argv, "--out", str(tmp_path / "a")]) == 0
+    assert main(["imp", *argv, "--levels", "1", "--replicates", "0", "--out", str(tmp_path / "b")]) == 0
+    assert main(["spawn", *argv, "--replicates", "1", "--points", "3", "--out", str(tmp_path / "c")]) == 0
+    for name in "abc":
+        options = Run(tmp_path / name).options
+        assert (options["lr"], options["batch_size"], options["init"], options["steps"]) == (0.1, 64, "he", 4)
+    assert Run(tmp_path / "b").options["rate"] == 0.36
+    with pytest.raises(UsageError, match="mnist-mlp"):
+        find("mnist-mpl")
+
+
+def test_imp_takes_its_task_from_the_preset_and_needs_one_of_them(tmp_path, capsys):
+    assert main(["imp", "--out", str(tmp_path / "a")]) == 2
+    assert "name a task" in capsys.readouterr().err
+    assert main(["imp", "--preset", "mnist-mlp", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "a")]) != 0
+    assert "mnist" in capsys.readouterr().err

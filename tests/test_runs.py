@@ -14,7 +14,7 @@ import pytest
 
 from landscape import files
 from landscape.errors import UnsafeInputError, UsageError
-from landscape.runs import Place, Run, describe_failure, environment, place
+from landscape.runs import Place, Run, describe_failure, environment, named, place
 from landscape.trajectories import Entry, Layout, Row, TrajectoryWriter
 
 OPTIONS = {"task": "digits-mlp", "steps": 20, "lr": 0.1, "milestones": (0.5, 0.75)}
@@ -248,6 +248,65 @@ def test_a_place_keeps_its_name_when_its_run_is_moved(run: Run, monkeypatch: pyt
     monkeypatch.chdir(run.folder.parent)
     assert Place(run, 5).within(Run(Path("run"))) == Place(Run(Path("run")), 5).within(run) == "step=5"
     assert Place(Run(Path("other")), 5).within(run) == "other@step=5"
+
+
+# -- levels of iterative pruning --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def levels(tmp_path: Path) -> Run:
+    """A run with the levels 0 and 1, and no trajectory of its own."""
+    made = Run(tmp_path / "t")
+    made.begin("imp", OPTIONS, {})
+    for number in (0, 1):
+        made.level(number).begin("level", {**OPTIONS, "level": number}, {})
+        recorded(made.level(number), [0, 37, 500])
+    return made
+
+
+@pytest.mark.parametrize(
+    ("selector", "at", "step"),
+    [
+        ("@level=1", None, 500),
+        ("@level=1,init", None, 0),
+        ("@level=1,step=37", None, 37),
+        ("@level=1", "init", 0),  # a level is no point yet
+        ("", "level=1", 500),
+        ("", "level=1,step=37", 37),
+    ],
+)
+def test_a_point_of_a_level_is_read(levels: Run, selector: str, at: str | None, step: int) -> None:
+    assert place(f"{levels.folder}{selector}", at) == Place(levels.level(1), step)
+
+
+@pytest.mark.parametrize("selector", ["", "@last"])
+def test_the_run_of_a_level_is_named_as_its_place_is(levels: Run, selector: str) -> None:
+    assert named(f"{levels.level(1).folder}{selector}") == levels.level(1)
+    assert named(f"{levels.folder}@level=1") == named(f"{levels.folder}@level=1,last") == levels.level(1)
+    assert named(f"{levels.folder}{selector}") == levels  # which has answers of its own
+
+
+@pytest.mark.parametrize(
+    ("selector", "says"),
+    [
+        ("level=1,init", "is one point, and the whole run is asked for"),
+        ("level=1,step=38", "step 38 was not recorded"),
+        ("level=2", "holds the levels 0, 1; got"),
+        ("level=", "holds the levels 0, 1; got"),
+        ("level=" + "9" * 5000, "holds the levels 0, 1; got"),
+        ("level=1,first", "cannot read the place 'first'"),
+        ("init", "Say which: .*@level=1[.]$"),  # not a step that may not be there
+    ],
+)
+def test_what_is_no_run_of_a_level_is_refused(levels: Run, selector: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        named(f"{levels.folder}@{selector}")
+
+
+def test_a_place_where_a_folder_is_asked_for_is_told_as_such(levels: Run) -> None:
+    with pytest.raises(UsageError, match=r"names a place in the run .*/t\. Here the run itself") as refusal:
+        Run.open(Path(f"{levels.folder}@level=1"))
+    assert "--out" not in str(refusal.value)
 
 
 # -- the rest ---------------------------------------------------------------------------------------------------------
