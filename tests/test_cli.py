@@ -28,6 +28,7 @@ from torch import nn
 
 from landscape import files, objectives, recordings
 from landscape.cli.app import app, main
+from landscape.results import Result
 from landscape.runs import Run
 
 PROBLEM = '''
@@ -974,17 +975,17 @@ def dense_hessian(run: Run, spec: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("options", "names", "whole", "says"),
+    ("options", "names", "whole", "among"),
     [
-        ([], slice(0, 58), False, "among the 34 survivors of 58"),
-        (["--whole"], slice(0, 58), True, "of all 58, the 24 pruned ones included"),
-        (["--params", "0.*"], slice(0, 40), False, "in the parameters 0.*, among the {n} survivors of 40"),
-        (["--params", "0.*", "--whole"], slice(0, 40), True, "in the parameters 0.*, of all 40, the"),
-        (["--params", "*.bias"], np.r_[32:40, 56:58], False, "in the parameters *.bias, 10 dimensions"),
+        ([], slice(0, 58), False, ", among the 34 survivors of 58"),
+        (["--whole"], slice(0, 58), True, ", of all 58, the 24 pruned ones included"),
+        (["--params", "0.*"], slice(0, 40), False, ", among the {n} survivors of 40"),
+        (["--params", "0.*", "--whole"], slice(0, 40), True, ", of all 40, the {gone} pruned ones included"),
+        (["--params", "*.bias"], np.r_[32:40, 56:58], False, ""),  # none of them was pruned
     ],
 )
 def test_the_spectrum_of_a_pruned_network_is_that_of_its_survivors(
-    shell: Shell, tickets: Path, spec: str, options: list[str], names: Any, whole: bool, says: str
+    shell: Shell, tickets: Path, spec: str, options: list[str], names: Any, whole: bool, among: str
 ) -> None:
     """Paul et al. 2023, section 3: the Hessian restricted to the axial subspace. No trained weight is exactly 0 but the pruned ones."""
     matrix, point = dense_hessian(Run(tickets).level(1), spec)
@@ -998,9 +999,9 @@ def test_the_spectrum_of_a_pruned_network_is_that_of_its_survivors(
     assert found["dim"] == chosen.sum()
     # a residual of 1e-9 of the largest bounds the error; the loss is summed in another order, to 1e-13 or so
     np.testing.assert_allclose(found["values"]["array"], truth, atol=1e-8 * truth[0])
-    for text in (found["summary"], found["caption"]):
-        assert says.format(n=chosen.sum()).partition(" dim")[0].split(", ")[-1] in text
-    assert says.format(n=chosen.sum()) in found["summary"]
+    among = among.format(n=chosen.sum(), gone=(point[names] == 0).sum())
+    assert f"{among or ', 10 dimensions'}: top 3 eigenvalues" in found["summary"]
+    assert f"mean loss over 60 rows{among}, at loss" in Result.from_json(json.dumps(found)).caption()
 
 
 def test_the_questions_of_a_network_that_was_not_pruned_are_what_they_were(
@@ -1029,7 +1030,8 @@ def test_the_sharpness_of_a_level_is_that_of_its_survivors(shell: Shell, tickets
         assert found["values"]["array"][-1] == pytest.approx(truth, rel=1e-4)
         assert found["dim"] == chosen.sum()
         assert bool(found["warnings"]) == bool(options)
-        assert ("Among the 34 survivors of 58 parameters" in found["caption"]) == (not options)
+        caption = Result.from_json(json.dumps(found)).caption()
+        assert ("Among the 34 survivors of 58 parameters" in caption) == (not options)
 
 
 @pytest.mark.parametrize(

@@ -293,7 +293,7 @@ def test_the_run_of_a_level_is_named_as_its_place_is(levels: Run, selector: str)
         ("level=1,step=38", "step 38 was not recorded"),
         ("level=2", "holds the levels 0, 1; got"),
         ("level=", "holds the levels 0, 1; got"),
-        ("level=" + "9" * 5000, "holds the levels 0, 1; got"),
+        ("level=²", "holds the levels 0, 1; got"),
         ("level=1,first", "cannot read the place 'first'"),
         ("init", "Say which: .*@level=1[.]$"),  # not a step that may not be there
     ],
@@ -301,6 +301,11 @@ def test_the_run_of_a_level_is_named_as_its_place_is(levels: Run, selector: str)
 def test_what_is_no_run_of_a_level_is_refused(levels: Run, selector: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         named(f"{levels.folder}@{selector}")
+
+
+def test_a_number_of_a_level_may_be_of_any_length(levels: Run) -> None:
+    with pytest.raises(UsageError, match="holds the levels 0, 1; got"):
+        place(str(levels.folder), "level=" + "9" * 5000)  # more digits than int() takes
 
 
 def test_a_place_where_a_folder_is_asked_for_is_told_as_such(levels: Run) -> None:
