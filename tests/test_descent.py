@@ -543,7 +543,7 @@ def test_a_batch_shift_is_one_crop_of_all_images():
 
 @pytest.mark.parametrize("text", ["flip:2", "shift:", "shift:0", "shift:-1", "shift:2.5", "shift:200", "shfit"])
 def test_an_augmentation_that_cannot_be_read_is_refused(text):
-    with pytest.raises(UsageError, match="Allowed|shift"):
+    with pytest.raises(UsageError, match=r"Allowed|shift"):
         Recipe(augment=text)
 
 
