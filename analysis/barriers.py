@@ -17,6 +17,8 @@ All of them come from one curve, and they disagree: a barrier without the name o
 The rows of a split are a sample of their population, so every curve has a sampling error, the same rows at all of its points. The interval of a barrier
 comes from drawing rows with replacement, all points and both ends together (paired bootstrap). A maximum of noisy numbers lies too high: the draws lie
 above the estimate by about as much as the estimate above the truth. That is the `bias`, and the interval allows for it (`_interval`).
+Where no row changes on the path all draws are alike, which shows nothing of the rows that were not drawn: of errors the upper end is
+at least that of none in N (rule of three: about 3.7 / N), so that below N = 183 rows no barrier is surely below 2 points.
 
 BatchNorm statistics are no parameters, and those of w(a) are not the interpolated ones: averaging variances gives
 (1-a) s^2 + a t^2 where a scaled layer has ((1-a) s + a t)^2. The midpoint of REPAIR's aligned ResNet-20 is 11.7%
@@ -197,7 +199,7 @@ class Barrier(Result):
             )
         if self.threshold is not None:
             said.append(
-                f"Dotted: the baseline and the threshold of {amount(self.threshold, name)}. Yes and no need the whole interval on one side of it."
+                f"Dotted: the baseline and the threshold of {amount(self.threshold, name)}. Yes and no need the whole interval on one side of it, and yes ends that are not degenerate."
             )
         if self.mask != "none":
             said.append(f"Masked: {MASKS[self.mask]} (density {self.density:.3g}).")
@@ -392,8 +394,8 @@ def barrier(
         BatchNorm need none, get none, and the result says so.
     mask: a name of `MASKS`: what prunes the path, its ends with it, by the masks of the ends. The straight path between pruned points stays within the union
         of their masks, so `none` is right for them; `start` is what the code of Paul et al. 2023 does.
-    threshold: ask only whether the first curve's linear-baseline barrier is below it (in [0, 1] for errors). Points are taken coarse to fine, and no more
-        once one of them is surely above; the refinement is left out where the grid has decided.
+    threshold: ask only whether the first curve's linear-baseline barrier is below it (in (0, 1] for errors). Points are taken coarse to fine, and no more
+        once one of them is surely above; the refinement is left out where the grid has decided. Between degenerate ends the answer is never yes.
     chance: the error of guessing, by which ends are judged; by default 1 - the share of each split's commonest class.
     seed: of the order in which `recompute` and `batch` cut the rows into chunks (data often lie sorted by class), and of the draws of rows for the
         interval; nothing else is random.
@@ -404,8 +406,8 @@ def barrier(
     start, end = (point.detach().to(train.device, train.dtype) for point in (start, end))
     policies = _policies(bn, train)
     _check(splits, start, end, points, refine, chance)
-    if threshold is not None and not 0 < threshold < math.inf:
-        raise UsageError(f"a threshold is a barrier above 0, such as 0.02 for 2 points of error; got {threshold}.")
+    if threshold is not None:
+        check_threshold(threshold, train.loss.classifies)
     kept = _chosen(mask, start_mask, end_mask)
     cut: list[str] = []
     if kept is not None:
@@ -435,8 +437,17 @@ def barrier(
     evenly = len(main.values)
     guides = main.names
     headline = guides[0]
+    w0, w1 = (train.lift(point).cpu().double() for point in (start, end))
+    distance = float((w1 - w0).norm())
+    chances = {split: _chance(f) if chance is None else chance for split, f in splits.items() if f.loss.classifies}
+    failings = list(_failings(main.curves()[0], splits, chances, distance))
+
+    def judged(found: Interval, threshold: float) -> str:
+        verdict = found.decided(threshold)[0]
+        return "undecided" if failings and verdict == "yes" else verdict
+
     if threshold is not None and answer is None:
-        answer = main.interval(headline, seed).decided(threshold)[0]
+        answer = judged(main.interval(headline, seed), threshold)
     if answer in (None, "undecided"):
         for turn in range(refine):
             between = _between(*_curve(main.values, guides[turn % len(guides)]))
@@ -444,15 +455,11 @@ def barrier(
                 visit(between)
     noise = {policy: walk.interval(headline, seed) for policy, walk in walks.items()}
     if answer == "undecided" and threshold is not None:
-        answer = noise[policies[0]].decided(threshold)[0]
+        answer = judged(noise[policies[0]], threshold)
 
     curves, alpha = main.curves()
     barriers, argmax, examples = main.measured()
-    w0, w1 = (train.lift(point).cpu().double() for point in (start, end))
-    distance = float((w1 - w0).norm())
-    chances = {split: _chance(f) if chance is None else chance for split, f in splits.items() if f.loss.classifies}
     masked = {split: int(np.isnan(curves[f"{split} loss"]).sum()) for split in splits}
-    failings = list(_failings(curves, splits, chances, distance))
     cautions = list(_cautions(curves, splits, policies[0], start_buffers is None and end_buffers is None))
     if cut:
         cautions.append(
@@ -527,6 +534,16 @@ class Interval:
         """Of one pair, as a result keeps them."""
         named = {"low": self.low, "high": self.high, "standard_error": self.error, "bias": self.bias}
         return {**_numbers({name: float(values[place]) for name, values in named.items()}), "draws": DRAWS}
+
+
+def check_threshold(threshold: float, errors: bool) -> None:
+    """Raises UsageError where it is no barrier, of errors (in [0, 1]) or of a loss."""
+    if not 0 < threshold < math.inf:
+        raise UsageError(f"a threshold is a barrier above 0, such as 0.02 for 2 points of error; got {threshold}.")
+    if errors and threshold > 1:
+        raise UsageError(
+            f"a threshold of errors is at most 1: 0.02 is two points of error; got {threshold:g}. Give it as a share."
+        )
 
 
 def decide(low: float, high: float, threshold: float) -> str:
@@ -817,7 +834,7 @@ class _Walk:
         alpha = sorted(self.values)
         finite = np.array([math.isfinite(self.values[a][name]) for a in alpha])
         rows = np.stack([self.rows[a][name] for a in alpha])
-        return _interval(np.array(alpha), rows, finite, child_seed(seed, "bootstrap", place))
+        return _interval(np.array(alpha), rows, finite, child_seed(seed, "bootstrap", place), name.endswith("error"))
 
 
 def _masked(values: dict[str, float]) -> dict[str, float]:
@@ -886,7 +903,7 @@ def by_definition(alpha: np.ndarray, curve: np.ndarray) -> dict[str, float]:
     return {name: _nan(value) for name, value in _definitions(alpha, curve)[0].items()}
 
 
-def _interval(alpha: np.ndarray, rows: np.ndarray, finite: np.ndarray, seed: int) -> Interval:
+def _interval(alpha: np.ndarray, rows: np.ndarray, finite: np.ndarray, seed: int, errors: bool) -> Interval:
     """The barrier of a curve whose values by row (K, N) at the places (K,) have it as their mean, from the points that are `finite` (K,).
 
     Rows are drawn with replacement, the same at all points. Rows that are constant along the path have no part in any excess: only how many others are
@@ -894,6 +911,10 @@ def _interval(alpha: np.ndarray, rows: np.ndarray, finite: np.ndarray, seed: int
 
     low = 2 value - q, high = q, q the quantile of the draws above which OUTSIDE of them lie: on the low side it is reflected, since the value lies above
     the truth as the draws above the value; on the high side that is left in, which errs on the careful side. For a single peak both are the usual interval.
+
+    Of errors, high is at least value + 1 - OUTSIDE^(1/N) (at most 1): of N rows that are right on the whole path all draws are alike, and yet a share p of the
+    population may be wrong in the middle, which N rows miss with probability (1 - p)^N (rule of three; Clopper and Pearson 1934, none in N). So nothing is
+    surely below 0.02 by less than 183 rows. A loss has no such bound: its rows have no largest value.
     """
     if not (finite[0] and finite[-1]):
         return Interval(*(np.array([math.nan]) for _ in range(5)))
@@ -918,8 +939,15 @@ def _interval(alpha: np.ndarray, rows: np.ndarray, finite: np.ndarray, seed: int
         counts = np.stack([np.bincount(inverse[random.integers(0, max(m, 1), size)], minlength=len(first)) for size in drawn])  # fmt: skip
         tops[begin : begin + len(drawn)] = (excess @ counts.T.astype(float)).max(0) / n
     upper = float(np.quantile(tops, 1 - OUTSIDE))
+    floor = min(value + 1 - OUTSIDE ** (1 / n), 1.0) if errors else value
     # never below 0 as the barrier itself, nor above the value, which q may be below where hardly a row is active
-    found = (value, min(max(2 * value - upper, 0.0), value), max(upper, value), tops.std(ddof=1), tops.mean() - value)
+    found = (
+        value,
+        min(max(2 * value - upper, 0.0), value),
+        max(upper, floor, value),
+        tops.std(ddof=1),
+        tops.mean() - value,
+    )
     return Interval(*(np.array([number]) for number in found))
 
 

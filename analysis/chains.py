@@ -42,6 +42,7 @@ from landscape.analysis.barriers import (
     Policies,
     amount,
     by_definition,
+    check_threshold,
     decide,
     hills,
     recomputed,
@@ -83,7 +84,7 @@ class Chain(Result):
     gap: np.ndarray  # (L,) E(w_l) - E(w_0)
     gap_error: np.ndarray  # (L,) its standard error over test rows, paired
     matching: list[str]  # (L,) yes, no, undecided
-    connected: list[str]  # (L - 1,) the same, of successive levels
+    connected: list[str]  # (L - 1,) the same, of successive levels, or degenerate
     # (3, 3) pairs by matching of the sparser level, and connected, in the order of ANSWERS; degenerate ones are left out
     decided: np.ndarray
     # (2, 2) the same by the estimates alone, yes and no; zeros where eps is unknown
@@ -94,7 +95,7 @@ class Chain(Result):
     masked: bool  # there are masks, and each lies within the one before
     matrix: dict[
         str, np.ndarray
-    ]  # value, low, high (L, L) of the headline barrier; empty where not all pairs were asked for
+    ]  # value, low, high, degenerate (L, L) of the headline barrier; empty where not all pairs were asked for
     blocks: list[list[int]]  # levels all connected with each other: maximal runs of two or more
     members: np.ndarray  # (L,) how many other levels are connected to each; empty without the matrix
     triples: np.ndarray  # (L,) of how many triples each is the centre
@@ -150,7 +151,7 @@ class Chain(Result):
             text += f", {sure.trace()} of {sure.sum()} decided ones"
             text += "" if self.fisher["decided"] is None else f" (p {self.fisher['decided']:.2g})"
         if len(self.triples):
-            text += f"; {len(self.blocks)} blocks of connected levels, {self.triples.sum()} triples that a star shape allows and a convex one does not"
+            text += f"; {_many(len(self.blocks), 'block')} of connected levels, {_many(int(self.triples.sum()), 'triple')} that a star shape allows and a convex one does not"
         if self.bn[0] != UNNEEDED:
             text += f"; BatchNorm {self.bn[0]}"
         return text + ("; DEGENERATE pairs, see the warnings" if self.degenerate.any() else "")
@@ -163,7 +164,7 @@ class Chain(Result):
             f"Straight paths between the solutions of {len(self.numbers)} levels, {len(self.alpha)} evenly spaced points each, over {rows}. "
             f"Barrier: the largest excess of the {name} over the line between the end values (linear baseline), with its 95% interval "
             "(paired bootstrap over rows).",
-            f"Connected: that interval lies below {amount(self.threshold, name)}.",
+            f"Connected: that interval lies below {amount(self.threshold, name)}, and neither end is at chance or not finite.",
         ]
         if self.masked:
             said.append(
@@ -173,7 +174,7 @@ class Chain(Result):
             low, high = (_fine(end, name) for end in self.eps_interval)
             said.append(
                 f"Matching: {name} at most eps = {_fine(self.eps, name)} (95% interval {low} to {high}) above that of the dense solution, eps the standard deviation over "
-                f"{len(self.dense)} dense trainings; grey: the dense error and eps. Orange triangles surely match, white ones surely do not, grey ones are undecided."
+                f"{_many(len(self.dense), 'dense training')}; grey: the dense error and eps. Orange triangles surely match, white ones surely do not, grey ones are undecided."
             )
             said.append(
                 "Pairs by matching of the sparser level and connected (both, matching only, connected only, neither): "
@@ -186,6 +187,7 @@ class Chain(Result):
             said.append(
                 "Matrix: the barrier between any two levels; framed: runs of levels that are all connected with each other. "
                 "Star-shape test: triples A-B and A-C connected, B-C surely not."
+                + (" Grey: degenerate pairs." if self._unsound().any() else "")
             )
         if self.rewound_loss:
             said.append(
@@ -222,7 +224,7 @@ class Chain(Result):
                 self.matching[i + 1],
                 amount(barriers[i], name),
                 f"{amount(low[i], name)} to {amount(high[i], name)}",
-                "degenerate" if self.degenerate[i] else self.connected[i],
+                self.connected[i],
                 amount(middles[i], name),
                 *(amount(values[i], name) for values in more.values()),
             ]
@@ -279,7 +281,7 @@ class Chain(Result):
         if len(self.triples):
             labels = self._ticks()
             colours = {"title": f"barrier{' (pp)' if self._scale == 100 else ''}"}
-            figure.add_trace(Heatmap(x=labels, y=labels, z=self._scale * self.matrix["value"], colorscale=SEQUENTIAL, colorbar=colours), row=1, col=2)  # fmt: skip
+            figure.add_trace(Heatmap(x=labels, y=labels, z=self._shown(), colorscale=SEQUENTIAL, colorbar=colours), row=1, col=2)  # fmt: skip
             figure.update_xaxes(title="level", type="category", row=1, col=2)
             figure.update_yaxes(title="level", type="category", autorange="reversed", row=1, col=2)
         return figure
@@ -296,6 +298,18 @@ class Chain(Result):
 
     def _ticks(self) -> list[str]:
         return [str(number) for number in self.numbers]
+
+    def _unsound(self) -> np.ndarray:
+        """Pairs of the matrix whose barrier says nothing (L, L)."""
+        values = self.matrix["value"]
+        found: np.ndarray = self.matrix.get("degenerate", np.zeros(values.shape)).astype(
+            bool
+        )  # older answers have none
+        return found
+
+    def _shown(self) -> np.ndarray:
+        """The matrix (L, L) in the unit of the pictures, NaN where a pair is degenerate."""
+        return np.where(self._unsound(), math.nan, self._scale * self.matrix["value"])
 
     def _chained(self, policy: str) -> tuple[np.ndarray, np.ndarray]:
         """The paths one behind another: places ((L - 1) K,) where level i of the chain is at i, and the curve there."""
@@ -340,19 +354,21 @@ class Chain(Result):
             bars = np.maximum([value - low, high - value], 0)
             ax.errorbar(at, value, bars, fmt=marker, color=colour, markersize=4, linewidth=1, capsize=2, label=label)
         middle = self._scale * self.value(definition="midpoint")
-        ax.plot(places, middle, "_", color="black", markersize=9, label="at the midpoint")
+        named = "at the midpoint" if len(self.bn) == 1 else f"at the midpoint, {self.bn[0]}"
+        first = places - shift * (len(self.bn) - 1) / 2  # its value is the first policy's, and so is its place
+        ax.plot(first, middle, "_", color="black", markersize=9, label=named)
         ax.axhline(self._scale * self.threshold, color=GREY, linestyle=":", linewidth=1, label="threshold")
         self._label(ax, places, [f"{one}–{other}" for one, other in itertools.pairwise(self._ticks())], 7)
         ax.set_xlabel("levels")
         unit = "pp of test error" if self._scale == 100 else self.headline
         ax.set_ylabel(f"barrier ({unit})")
-        heading(ax, "Barrier between successive levels, 95% intervals", columns=len(self.bn) if len(self.bn) > 1 else 3)
+        heading(ax, "Barrier between successive levels, 95% intervals", columns=2 if len(self.bn) > 1 else 3)
 
     def _matrix(self, ax: Axes) -> None:
         from matplotlib import colormaps
         from matplotlib.patches import Rectangle
 
-        values = self._scale * self.matrix["value"]
+        values = self._shown()
         colours = colormaps[SEQUENTIAL].with_extremes(bad="#dddddd")
         image = ax.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=0, interpolation="nearest")
         bar = ax.figure.colorbar(image, ax=ax, shrink=0.9)
@@ -429,7 +445,7 @@ def chain(
     """
     count = len(solutions)
     numbers = list(range(count)) if numbers is None else [int(number) for number in numbers]
-    _check(count, numbers, buffers, masks, rewound, pairs, threshold, eps)
+    _check(count, numbers, buffers, masks, rewound, pairs, threshold, test.loss.classifies, eps)
     if masks is not None:
         solutions = _pruned(solutions, masks)
     shared = [train.buffers] * count
@@ -439,7 +455,9 @@ def chain(
     ]
     near = list(itertools.pairwise(ends))
     found = hills(train, test, near, points=points, bn=bn, statistics=statistics, seed=seed)
-    connected = found.decided(threshold)
+    connected = [
+        "degenerate" if bad else one for one, bad in zip(found.decided(threshold), found.degenerate, strict=True)
+    ]
     by_row = [_by_row(test.with_buffers(end.buffers or {}), end.point) for end in ends]
     values = np.array([rows.mean() for rows in by_row])
     base = by_row[0] if dense_end is None else _by_row(test.with_buffers(dense_end.buffers or {}), dense_end.point)
@@ -458,8 +476,9 @@ def chain(
     members = triples = np.empty(0, dtype=int)
     clearest: list[dict[str, float]] = []
     if pairs == "all":
-        matrix = _matrix(ends, found.intervals[found.policies[0]], test, statistics or train, points, found.policies[0], seed)  # fmt: skip
+        matrix = _matrix(ends, found, test, statistics or train, points, found.policies[0], seed)  # fmt: skip
         joined = np.array([[decide(*both, threshold) for both in zip(*rows, strict=True)] for rows in zip(matrix["low"], matrix["high"], strict=True)])  # fmt: skip
+        joined[matrix["degenerate"]] = "undecided"  # neither an arm of a triple nor its far side
         np.fill_diagonal(joined, "yes")
         blocks = [[numbers[i] for i in block] for block in _blocks(joined == "yes")]
         members = (joined == "yes").sum(1) - 1
@@ -478,7 +497,15 @@ def chain(
         },
         warnings=tuple(
             _cautions(
-                numbers, values, test.loss.classifies, found, masks, nested, None if eps is not None else len(dense)
+                numbers,
+                values,
+                test.loss.classifies,
+                found,
+                masks,
+                nested,
+                None if eps is not None else len(dense),
+                threshold,
+                test.loss.name,
             )
         ),
         numbers=np.array(numbers),
@@ -551,20 +578,22 @@ def _fisher(both: np.ndarray) -> float | None:
 
 
 def _matrix(
-    ends: Sequence[End], near: Interval, test: Objective, train: Objective, points: int, policy: str, seed: int
+    ends: Sequence[End], near: Hills, test: Objective, train: Objective, points: int, policy: str, seed: int
 ) -> dict[str, np.ndarray]:
-    """Barriers between all ends (L, L): symmetric, the diagonal 0. Those of successive ones are known."""
+    """Barriers between all ends (L, L), and which pairs are degenerate: symmetric, the diagonal 0. Those of successive ones are known."""
     count = len(ends)
     found = {key: np.zeros((count, count)) for key in ("value", "low", "high")}
+    found["degenerate"] = np.zeros((count, count), dtype=bool)
     far = [(i, j) for i in range(count) for j in range(i + 2, count)]
     known = [((i, i + 1), near, i) for i in range(count - 1)]
     if far:
         policies = DEFAULT_POLICY if policy == UNNEEDED else policy
         measured = hills(None, test, [(ends[i], ends[j]) for i, j in far], points=points, bn=policies, statistics=train, seed=seed)  # fmt: skip
-        known += [(pair, measured.intervals[policy], place) for place, pair in enumerate(far)]
-    for (i, j), interval, place in known:
+        known += [(pair, measured, place) for place, pair in enumerate(far)]
+    for (i, j), those, place in known:
         for key, values in found.items():
-            values[i, j] = values[j, i] = getattr(interval, key)[place]
+            own = those.degenerate if key == "degenerate" else getattr(those.intervals[those.policies[0]], key)
+            values[i, j] = values[j, i] = own[place]
     return found
 
 
@@ -659,6 +688,7 @@ def _check(
     rewound: Tensor | None,
     pairs: str,
     threshold: float,
+    classifies: bool,
     eps: float | None,
 ) -> None:
     if count < 2:
@@ -671,8 +701,7 @@ def _check(
         raise UsageError(f"levels are given in ascending order, each once; got {list(numbers)}.")
     if pairs not in ("successive", "all"):
         raise unknown("choice of pairs", pairs, ("successive", "all"))
-    if not 0 < threshold < math.inf:
-        raise UsageError(f"a threshold is a barrier above 0, such as 0.02 for 2 points of error; got {threshold}.")
+    check_threshold(threshold, classifies)
     if eps is not None and not 0 <= eps < math.inf:
         raise UsageError(f"eps is a difference of errors, 0 or more; got {eps}.")
 
@@ -689,8 +718,12 @@ def _cautions(
     masks: Sequence[Mask] | None,
     nested: bool,
     n: int | None,
+    threshold: float,
+    loss: str,
 ) -> Iterator[str]:
     """Sentences; n: of dense trainings, None where eps is given."""
+    if not classifies and threshold == NEAR_CHANCE:
+        yield f"The threshold {threshold:g} is in units of the loss ({loss}); its default is two points of error: give --threshold."
     named = [f"{one} to {other}" for one, other in itertools.pairwise(numbers)]
     bad = [pair for pair, is_bad in zip(named, found.degenerate, strict=True) if is_bad]
     if bad:
@@ -706,7 +739,7 @@ def _cautions(
     if any(after - before > 1 for before, after in itertools.pairwise(numbers)):
         yield "Levels are left out: the barriers of neighbours here are not all of successive levels."
     if n is not None and n < 2:
-        yield f"{n} dense trainings have no standard deviation: which levels match is undecided. Give --replicates to `landscape imp`, or eps."
+        yield f"{_many(n, 'dense training')} {'has' if n == 1 else 'have'} no standard deviation: which levels match is undecided. Give --replicates to `landscape imp`."
     elif n is not None and n < 4:
         yield f"{n} dense trainings tell their standard deviation poorly: few levels are decided. Give --replicates 5 to `landscape imp`."
     if found.policies[0] == "average":
@@ -718,9 +751,13 @@ def _arrays(interval: Interval) -> dict[str, np.ndarray]:
 
 
 def _counted(answers: Sequence[str]) -> str:
-    """`3 of 5 (1 undecided)`."""
-    unsure = answers.count("undecided")
-    return f"{answers.count('yes')} of {len(answers)}" + (f" ({unsure} undecided)" if unsure else "")
+    """`3 of 5 (1 undecided)`; those that are degenerate are not counted."""
+    unsure, counted = answers.count("undecided"), len(answers) - answers.count("degenerate")
+    return f"{answers.count('yes')} of {counted}" + (f" ({unsure} undecided)" if unsure else "")
+
+
+def _many(count: int, name: str) -> str:
+    return f"{count} {name}{'s' * (count != 1)}"
 
 
 def _level(value: float, name: str) -> str:

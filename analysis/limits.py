@@ -15,6 +15,9 @@ is above the level; `retrained`, the least loss that L-BFGS finds within the axi
 
 The quadratic has its centre at w and leaves the gradient out. What that is worth is the gain g.H^-1 g / 2, the loss that a Newton step would still take away: beside the least epsilon it should be small.
 
+Of an indefinite matrix only (4) and the gain ask for more than it has: there is no least loss, and no Newton step. A formed matrix has its eigenvalues raised for (4). By products all of them can only be shifted,
+which is done where the shift is tiny (`SHIFT`), and elsewhere (4) is NaN. (5) and the curvature along the way are always those of the matrix as it is.
+
 Sources: Paul, Chen, Larsen, Frankle, Ganguli, Dziugaite 2023 (the experiment); the rest as in `landscape.axial`.
 """
 
@@ -68,6 +71,8 @@ RADII = 4000  # steps of a distance up to `FAR` times |w|: a robust distance is 
 FAR = 2.0  # times |w|: beyond the projection to 0, which is at |w|
 SOLVED = 1e-4  # residual of conjugate gradients: the loss errs by its square, and a limit is told to 1 / 128
 ALIGNED = 0.25  # share of |H|^2 that the diagonal holds beyond what it does by chance: 0.02 on a digits network, 1 for a diagonal matrix, of which eq. 1 to 3 are wrong by a factor of two
+SHIFT = 0.01  # of tr H / D, the curvature along a random direction: a larger shift of all eigenvalues would be what (4) tells, since the least loss lies along the flattest directions
+CLEAR = 1e-4  # of the largest eigenvalue: below, a gain of raised eigenvalues is g^2 over a number that was made up
 GAIN = 0.1  # of the least epsilon: a larger gain of a Newton step is told
 
 
@@ -84,7 +89,7 @@ class Limit(Result):
     decay: float
     norm: float  # |w|, survivors
     gradient: float  # |grad F(w)|
-    gain: float  # g.H^-1 g / 2
+    gain: float  # g.H^-1 g / 2; NaN where the curvature is negative somewhere, and there is no Newton step
     matrix: str
     dense: bool  # formed, so that the spectrum and (4) are exact
     negative: float  # how many eigenvalues are not positive, about where they are not all known
@@ -107,6 +112,7 @@ class Limit(Result):
         str, dict[str, np.ndarray]
     ]  # by kind (L,): of the refused retrainings next to the limit, largest gradient norm, how many had not converged
     cost: dict[str, float]  # products, gradients, seconds
+    shift: float = 0.0  # of all eigenvalues, for (4) by products; NaN where it would be above `SHIFT` tr H / D, and (4) is not told
 
     # -- words --------------------------------------------------------------------------------------------------------
 
@@ -129,7 +135,7 @@ class Limit(Result):
         parts = []
         for kind in self.masks:
             rows = (
-                ", ".join(f"{self.limits[kind][name][0, row]:.2f}" for name in shown)
+                ", ".join(_share(self.limits[kind][name][0, row], 0.0) for name in shown)
                 for row in range(len(self.epsilons))
             )
             parts.append(f"{kind} {'; '.join(rows)}")
@@ -148,19 +154,22 @@ class Limit(Result):
             f"The largest share of the {self.prunable:,} prunable weights that one step can set to zero before the loss over what is left rises by more than ε. D = {self.dim:,} surviving parameters{whole}; "
             f"{held:,} biases and others that are kept belong to D and to the curvature, and are never pruned. {loss}, on {self.provenance.get('rows', 'all')} training rows; {self.base:.4g} at w. "
         )
+        minimum = "exact least loss of the quadratic"
+        if not self.dense:
+            minimum = "none" if math.isnan(self.shift) else f"{minimum}, by conjugate gradients"
         if "random" in self.masks:
             text += f"Random masks: {self.draws} nested orders; errors are standard errors of their mean, the band of the curvature is the standard deviation. "
         text += (
             f"Predicted from the eigenvalues of the {_MATRICES[self.matrix]} among the survivors{'' if self.dense else ' (Lanczos quadrature)'}: Gordon, eq. 1 and 2, conservative by the factor 1 - α in ε; free probability, eq. 3; "
-            "naive, the length taken for the distance, for comparison only. Minimum: exact least loss of the quadratic, eq. 4 (block OBS)"
-            f"{'' if self.dense else ', by conjugate gradients'}. Projection: the quadratic at the projection, eq. 5. "
+            f"naive, the length taken for the distance, for comparison only. Minimum, eq. 4 (block OBS): {minimum}. Projection: the quadratic at the projection, eq. 5. "
             f"Unretrained: the network at the projection, up to the first of {len(self.shares)} shares that is too high, then bisected. "
         )
         if self.steps:
-            text += f"Retrained: least loss found by at most {self.steps:,} gradients of L-BFGS in the axial subspace, from the projection and from the quadratic's minimum, bisected to 1/{WIDTH}: a lower bound, since a failure proves nothing. "
+            other = "" if math.isnan(self.shift) else " and from the quadratic's minimum"
+            text += f"Retrained: least loss found by at most {self.steps:,} gradients of L-BFGS in the axial subspace, from the projection{other}, bisected to 1/{WIDTH}: a lower bound, since a failure proves nothing. "
         text += (
-            f"The quadratic has its centre at w: |gradient| = {self.gradient:.2g}, by which a Newton step would gain {self.gain:.2g}. Eigenvalues {self.extremes[0]:.3g} to {self.extremes[1]:.3g}, {self.negative:.3g} of them not positive "
-            "(free directions in eq. 1 to 3; raised to 1e-8 of the largest in eq. 4). "
+            f"The quadratic has its centre at w: |gradient| = {self.gradient:.2g}, {self._newton()}. Eigenvalues {self.extremes[0]:.3g} to {self.extremes[1]:.3g}, {self.negative:.3g} of them not positive "
+            f"(free directions in eq. 1 to 3; as they are in eq. 5 and in the curvature along δ; in eq. 4 {self._treated()}). "
         )
         if np.isfinite(self.alignment[0]):
             text += f"The diagonal holds {100 * self.alignment[0]:.2g}% of |H|², {100 * self.alignment[1]:.2g}% for eigenvectors in random position, which eq. 1 to 3 assume. "
@@ -168,6 +177,21 @@ class Limit(Result):
             text
             + f"BatchNorm, where there is any: {'running statistics of w, held' if self.provenance.get('norm') == 'eval' else 'statistics of each chunk of rows'}. Seed {self.provenance.get('seed')}."
         )
+
+    def _newton(self) -> str:
+        if math.isnan(self.gain):
+            return f"and the {_MATRICES[self.matrix]} has negative curvature: there is no Newton step"
+        return f"by which a Newton step would gain {self.gain:.2g}"
+
+    def _treated(self) -> str:
+        """What (4) makes of eigenvalues that are not positive."""
+        if self.dense:
+            return "raised to 1e-8 of the largest"
+        if math.isnan(self.shift):
+            return "they leave no minimum, and none is told: the quadratic is not bounded below"
+        if self.shift > 0:
+            return f"shifted with all the others by {self.shift:.2g}, {self.shift / self.mean[0]:.1g} of tr H / D, which makes limits no larger"
+        return "1e-8 of the largest is added to all"
 
     def table(self) -> list[tuple[str, ...]]:
         """See Result."""
@@ -212,6 +236,8 @@ class Limit(Result):
         for place, name in enumerate(self.methods):
             values = np.array([self.limits[kind][name][:, row] for row, kind in slots])
             shift = 0.7 * ((place + 0.5) / len(self.methods) - 0.5)
+            if not np.isfinite(values[:, 0]).any():
+                continue  # no minimum, no mark
             errors = np.where(values[:, 1] > 0, np.minimum(values[:, 1], 1.0), np.nan)
             ax.errorbar(np.arange(len(slots)) + shift, values[:, 0], errors, label=_NAMES[name], linestyle="none", markersize=5, elinewidth=0.8, capsize=1.5, **_LOOKS[name])  # fmt: skip
         for edge in range(1, len(slots)):
@@ -300,6 +326,8 @@ class Limit(Result):
     def _plot_curvature(self, ax: Axes) -> None:
         from landscape.analysis.styles import BLACK, CYCLE
 
+        # of an indefinite matrix some may be negative, which a logarithm does not show
+        upwards = not any((self.curves[kind]["curvature"] <= 0).any() for kind in self.masks)
         for place, kind in enumerate(self.masks):
             middle, spread = self.curves[kind]["curvature"], self.curves[kind]["spread"]
             dash = ("-", "--", "-.")[place % 3]
@@ -307,14 +335,14 @@ class Limit(Result):
             if np.nan_to_num(spread).any():
                 ax.fill_between(
                     self.shares,
-                    np.maximum(middle - spread, 0),
+                    np.maximum(middle - spread, 0) if upwards else middle - spread,
                     middle + spread,
                     color=CYCLE[place],
                     alpha=0.15,
                     linewidth=0,
                 )
         ax.axhline(self.mean[0], color=BLACK, linestyle=":", label="tr H / D")
-        ax.set_yscale("log")
+        ax.set_yscale("log" if upwards else "linear")
         ax.set_xlim(0, 1)
         ax.set_xlabel("pruned share of the prunable weights")
         ax.set_ylabel("curvature δᵀHδ / |δ|²")
@@ -358,7 +386,7 @@ _DASHES: dict[str, Any] = {"gordon": "-", "free-probability": "--", "minimum": "
 
 
 def _share(value: float, error: float) -> str:
-    return f"{value:.2f}{_within(error)}"
+    return "none" if math.isnan(value) else f"{value:.2f}{_within(error)}"
 
 
 def _short(value: float, error: float) -> str:
@@ -408,7 +436,7 @@ class _Retraining:
     loss: _Penalised
     z: np.ndarray  # (d,)
     order: np.ndarray  # (n,)
-    minimiser: Callable[[int], np.ndarray]
+    minimiser: Callable[[int], np.ndarray] | None  # None: from the projection alone
     base: float
     steps: int
     gradients: int = 0
@@ -420,7 +448,7 @@ class _Retraining:
         kept[self.order[:k]] = False
         inner = self.loss.within(kept)
         best, state = self._descend(inner, self.z[kept], goal)
-        if best > goal:
+        if best > goal and self.minimiser is not None:
             other, ended = self._descend(inner, self.minimiser(k)[kept], goal)
             best, state = (other, ended) if other < best else (best, state)
         self.refused[k] = state
@@ -459,8 +487,8 @@ class _Retraining:
 class _Way:
     """The quadratic along one order of pruning, at k pruned."""
 
-    minimum: Callable[[int], float]  # (4)
-    minimiser: Callable[[int], np.ndarray]  # and where (d,)
+    minimum: Callable[[int], float] | None  # (4); None where the quadratic has none
+    minimiser: Callable[[int], np.ndarray] | None  # and where (d,)
     projected: Callable[[int], float]  # (5)
     width: int  # to which a limit by (4) is bisected: 1 where it costs nothing
 
@@ -472,17 +500,23 @@ class _Quadratic:
     operator: SymmetricOperator
     z: Tensor  # (d,)
     density: Measure
-    matrix: np.ndarray | None  # (d, d) definite
+    matrix: np.ndarray | None  # (d, d) as it is
+    raised: np.ndarray | None  # (d, d) definite; the same array where the matrix is
     values: np.ndarray  # all eigenvalues, or the lowest and the largest seen
+    shift: float  # see Limit
     products: int
     loose: int = 0  # solutions that did not converge
 
     @staticmethod
-    def of(operator: SymmetricOperator, z: Tensor, dense: int, seed: int) -> _Quadratic:
+    def of(operator: SymmetricOperator, z: Tensor, dense: int, seed: int, semidefinite: bool) -> _Quadratic:
+        """semidefinite: known to have no negative eigenvalue, as a Gauss-Newton matrix."""
         if operator.dim <= dense:
-            matrix, values = axial.definite(operator.dense().double().cpu().numpy())
+            matrix = operator.dense().double().cpu().numpy()
+            matrix = (matrix + matrix.T) / 2
+            raised, values = axial.definite(matrix)
             empty = np.empty((0, 0))
-            return _Quadratic(operator, z, Measure(operator.dim, values, empty, empty, 0.0, operator.dim), matrix, values, operator.dim)  # fmt: skip
+            density = Measure(operator.dim, values, empty, empty, 0.0, operator.dim)
+            return _Quadratic(operator, z, density, matrix, raised, values, 0.0, operator.dim)
         space = SearchSpace(operator, 1, generator=generator(seed, "limit"))
         density = measure(operator, space=space, seed=seed)
         points, _ = density.all()
@@ -491,30 +525,52 @@ class _Quadratic:
             raise LandscapeError(
                 f"the curvature at w is nowhere positive, {largest:.3g} being the largest eigenvalue seen: this is no minimum, and its loss limits no pruning."
             )
-        products = density.products + space.products
+        products, shift = density.products + space.products, 0.0
         if lowest <= 0:
             # of an indefinite matrix conjugate gradients find no minimum: all eigenvalues are shifted by the lowest, which makes losses no smaller and limits no larger
-            end = eigenpairs(operator, 1, generator=generator(seed, "limit", 1), which="smallest")
-            lowest = float(end.values[0] - end.residuals[0])
-            products += end.products
-        ridge = max(0.0, -lowest) + axial.FLOOR * largest
-        shifted = dataclasses.replace(operator, product=lambda v: operator.product(v) + ridge * v)
-        return _Quadratic(shifted, z, density, None, np.array([lowest, largest]), products)
+            most = SHIFT * density.moment(1).value
+            if semidefinite:
+                shift = most  # what is below zero is rounding: for the convergence alone
+            else:
+                end = eigenpairs(operator, 1, generator=generator(seed, "limit", 1), which="smallest")
+                lowest = float(end.values[0] - end.residuals[0])
+                products += end.products
+                shift = max(0.0, -lowest) if -lowest <= most else math.nan
+        return _Quadratic(operator, z, density, None, None, np.array([lowest, largest]), shift, products)
+
+    @property
+    def indefinite(self) -> bool:
+        """Whether the least eigenvalue is negative beyond rounding."""
+        rounding = max(axial.FLOOR, 100 * torch.finfo(self.z.dtype).eps)
+        return bool(self.values[0] < -rounding * self.values[-1])
+
+    def shifted(self) -> SymmetricOperator:
+        """What (4) by products is taken of."""
+        ridge = self.shift + axial.FLOOR * float(self.values[-1])
+        return dataclasses.replace(self.operator, product=lambda v: self.operator.product(v) + ridge * v, block=None)
 
     def gain(self, gradient: Tensor) -> float:
-        """g.H^-1 g / 2."""
-        if self.matrix is not None:
-            g = gradient.double().cpu().numpy()
-            return float(g @ np.linalg.solve(self.matrix, g)) / 2
-        found = axial.solve(self.operator, gradient, tolerance=SOLVED)
-        self.products += found.products
-        return float(gradient.double() @ found.point.double()) / 2
+        """g.H^-1 g / 2; NaN where there is negative curvature, along which a Newton step would go up."""
+        if self.indefinite:
+            return math.nan
+        if self.raised is None:
+            found = axial.solve(self.shifted(), gradient, tolerance=SOLVED)
+            self.products += found.products
+            return float(gradient.double() @ found.point.double()) / 2
+        g = gradient.double().cpu().numpy()
+        if self.values[0] >= axial.FLOOR * self.values[-1]:
+            return float(g @ np.linalg.solve(self.raised, g)) / 2
+        values, vectors = np.linalg.eigh(self.raised)
+        clear = values > CLEAR * values[-1]
+        return float(np.sum((g @ vectors[:, clear]) ** 2 / values[clear])) / 2
 
     def along(self, order: np.ndarray) -> _Way:
         """What it says of an order (n,)."""
-        if self.matrix is not None:
-            found = axial.nested(self.matrix, self.z.double().cpu().numpy(), order)
-            return _Way(lambda k: float(found.minima[k]), found.minimiser, lambda k: float(found.projections[k]), 1)
+        if self.matrix is not None and self.raised is not None:
+            w = self.z.double().cpu().numpy()
+            found, bare = axial.nested(self.raised, w, order), axial.projections(self.matrix, w, order)
+            return _Way(lambda k: float(found.minima[k]), found.minimiser, lambda k: float(bare[k]), 1)
+        shifted = self.shifted()
         solved: dict[int, axial.Least] = {}
 
         def least(k: int) -> axial.Least:
@@ -522,7 +578,7 @@ class _Quadratic:
                 # the minimiser for fewer pruned coordinates is near
                 start = max((known for known in solved if known < k), default=None)
                 solved[k] = axial.least_on(
-                    self.operator,
+                    shifted,
                     self.z,
                     _kept(self.z, order[:k]),
                     start=None if start is None else solved[start].point,
@@ -537,6 +593,8 @@ class _Quadratic:
             self.products += 1
             return float(step.double() @ self.operator.product(step).double()) / 2
 
+        if math.isnan(self.shift):
+            return _Way(None, None, projected, 1)
         return _Way(
             lambda k: least(k).loss,
             lambda k: least(k).point.double().cpu().numpy(),
@@ -632,7 +690,7 @@ def limit(
     base, gradient = loss.slope(z)
     require_finite(gradient, "the gradient at the solution")
     rises = _rises(epsilons, base, absolute)
-    quadratic = _Quadratic.of(loss.curvature(z, matrix), z, dense, seed)
+    quadratic = _Quadratic.of(loss.curvature(z, matrix), z, dense, seed, matrix == "gauss-newton")
     counts = np.unique(np.linspace(0, n, min(SHARES, n + 1)).round().astype(int))
     alphas = counts / len(z)
     price = np.concatenate([[np.nan], axial.price(quadratic.density, alphas[1:], "gordon")])
@@ -719,6 +777,7 @@ def limit(
         steps=steps if retrain else 0,
         stopped=stopped,
         cost={"products": quadratic.products, "gradients": gradients, "seconds": time.perf_counter() - clock},
+        shift=quadratic.shift,
     )
     return dataclasses.replace(made, warnings=tuple(_warnings(made, quadratic.loose)))
 
@@ -784,9 +843,13 @@ def _trace(
     found: dict[str, np.ndarray] = {}
     found["projection"], bent = _first(way.projected, counts, rises)
     found["unretrained"], found["unretrained curve"] = _first(unretrained, counts, rises)
-    found["minimum"] = np.array([low for low, _ in _largest(lambda k, _: way.minimum(k), n, rises, way.width)])
-    known = way.width == 1
-    found["minimum curve"] = np.array([way.minimum(int(k)) if known else np.nan for k in counts])
+    minimum = way.minimum
+    if minimum is None:
+        found["minimum"], found["minimum curve"] = np.full(len(rises), np.nan), np.full(len(counts), np.nan)
+    else:
+        found["minimum"] = np.array([low for low, _ in _largest(lambda k, _: minimum(k), n, rises, way.width)])
+        known = way.width == 1
+        found["minimum curve"] = np.array([minimum(int(k)) if known else np.nan for k in counts])
     found["projection curve"] = bent
     with np.errstate(invalid="ignore", divide="ignore"):
         found["curvature curve"] = 2 * bent / squares[counts]
@@ -829,14 +892,24 @@ def _warnings(found: Limit, loose: int) -> list[str]:
         notes.append(
             f"w is no minimum: its gradient has norm {found.gradient:.2g}, by which a Newton step would gain a loss of {found.gain:.2g}, beside a least rise of {found.epsilons[0]:.3g}. The quadratic leaves that out, and its limits are rough. Train on, or ask for larger rises."
         )
-    if found.negative >= 0.5:
-        treated = (
-            "raised to 1e-8 of the largest"
-            if found.dense
-            else "shifted with all the others until none is negative, which makes limits smaller"
-        )
+    if math.isnan(found.gain):
         notes.append(
-            f"{found.negative:.0f} of {found.dim:,} eigenvalues are not positive, {found.extremes[0]:.3g} at the least: eq. 1 to 3 count them as directions without curvature, and for eq. 4 they are {treated}. The Gauss-Newton matrix has no negative ones (--matrix gauss-newton)."
+            f"w is no minimum of the quadratic: its gradient has norm {found.gradient:.2g}, and the {_MATRICES[found.matrix]} has negative curvature: there is no Newton step, whose gain would tell how far w is from one."
+        )
+    advice = (
+        ""
+        if found.matrix == "gauss-newton"
+        else " The Gauss-Newton matrix has no negative ones (--matrix gauss-newton)."
+    )
+    if math.isnan(found.shift):
+        notes.append(
+            f"eq. 4 is not told: no minimum, the quadratic is not bounded below. Its least eigenvalue is {found.extremes[0]:.3g} beside a mean of {found.mean[0]:.3g}, too much to shift all eigenvalues by."
+            " Eq. 1 to 3 count negative ones as directions without curvature." + advice
+        )
+    elif found.negative >= 0.5:
+        notes.append(
+            f"{found.negative:.0f} of {found.dim:,} eigenvalues are not positive, {found.extremes[0]:.3g} at the least: eq. 1 to 3 count them as directions without curvature, and for eq. 4: {found._treated()}."
+            + advice
         )
     if found.alignment[0] - found.alignment[1] > ALIGNED:
         notes.append(

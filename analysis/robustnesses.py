@@ -35,7 +35,7 @@ import numpy as np
 from scipy.stats import t as student
 from torch import Tensor
 
-from landscape.analysis.barriers import DEFAULT_POLICY, POLICIES, UNNEEDED, End, Hills, decide, hills
+from landscape.analysis.barriers import DEFAULT_POLICY, POLICIES, UNNEEDED, End, Hills, check_threshold, decide, hills
 from landscape.analysis.styles import BLACK, BLUE, CYCLE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, heading
 from landscape.errors import LandscapeError, UsageError, unknown
 from landscape.masks import Mask
@@ -170,7 +170,8 @@ class Robustness(Result):
         rows = self._select(compared, kind) & (self.pairs["level"] == row) & (self.pairs["factor"] == factor)
         if not rows.any():
             return None
-        return _over_draws(self.barriers[policy or self.policy][:, rows], self.pairs["degenerate"][rows])
+        most = 1.0 if self.curve.endswith("error") else math.inf
+        return _over_draws(self.barriers[policy or self.policy][:, rows], self.pairs["degenerate"][rows], most)
 
     def robust(self, kind: str, row: int) -> Radius:
         """The robust radius of a level."""
@@ -275,7 +276,7 @@ class Robustness(Result):
             f"Barriers of the {self.curve} between ends of training ({rows:,} {self.curve.split()[0]} rows): the largest excess over the straight line between the end values (linear baseline) on {self.points} evenly spaced points of the straight path.",
             "Perturbed: a run from a start at distance r of the rewound weights, within the axial subspace of the level's mask, against a run from the rewound weights themselves; both have SGD noise of their own. "
             f"d_L is the norm of the rewound weights that the next pruning deletes; {moved} are perturbed" + (" (random-mask: the prunable ones)." if "random-mask" in self.perturbations and self.moving == "all" else "."),
-            "Noise only: a run from the rewound weights against the level's own solution. Successive: the solutions of a level and of the next.",
+            "Original (in the table): the perturbed run against the level's own solution. Noise only: a run from the rewound weights against that solution. Successive: the solutions of a level and of the next.",
         ]  # fmt: skip
         shared = self.provenance.get("noise")
         if shared:
@@ -547,8 +548,8 @@ def _radius_words(radius: Radius, unit: float = 1.0) -> str:
 # -- numbers ----------------------------------------------------------------------------------------------------------
 
 
-def _over_draws(found: np.ndarray, degenerate: np.ndarray) -> Barred:
-    """The mean of barriers (3, E) over draws, with the interval over rows, which the draws share, and that over draws joined in quadrature."""
+def _over_draws(found: np.ndarray, degenerate: np.ndarray, most: float) -> Barred:
+    """The mean of barriers (3, E), each at most `most`, over draws, with the interval over rows, which the draws share, and that over draws joined in quadrature."""
     value, low, high = (float(one) for one in found.mean(axis=1))
     draws = found.shape[1]
     spread = 0.0
@@ -556,7 +557,7 @@ def _over_draws(found: np.ndarray, degenerate: np.ndarray) -> Barred:
         spread = float(student.ppf(SURE, draws - 1)) * float(found[0].std(ddof=1)) / math.sqrt(draws)
     middle, reach = (low + high) / 2, math.hypot((high - low) / 2, spread)
     # the excess is 0 at both ends, so no barrier is negative
-    return Barred(value, max(middle - reach, 0.0), middle + reach, bool(degenerate.any()))
+    return Barred(value, max(middle - reach, 0.0), min(middle + reach, most), bool(degenerate.any()))
 
 
 def _radius(tried: Mapping[float, Barred], threshold: float) -> Radius:
@@ -610,7 +611,7 @@ def robustness(
 
     Raises UsageError where names or numbers do not fit.
     """
-    _check(tickets, kinds, draws, factors, moving, threshold)
+    _check(tickets, kinds, draws, factors, moving, threshold, train.loss.classifies)
     gone = [ticket.deleted.tensor() for ticket in tickets]
     distances = [distance(ticket.rewound, one) for ticket, one in zip(tickets, gone, strict=True)]
     for ticket, d in zip(tickets, distances, strict=True):
@@ -730,6 +731,8 @@ class _Pairs:
 
 def _warnings(found: Robustness) -> Iterator[str]:
     """What a reader must know before the numbers."""
+    if found.curve.endswith("loss") and found.threshold == THRESHOLD:
+        yield f"The threshold {found.threshold:g} is in units of the loss ({found.curve}); its default is two points of error: give --threshold."
     lost = [str(number) for row, number in enumerate(found.levels) if found._lost(row)]
     if lost:
         yield f"At chance or not finite without any perturbation: level{'s' * (len(lost) > 1)} {', '.join(lost)}. Nothing is robust there, and no radius is given."
@@ -749,7 +752,13 @@ def _warnings(found: Robustness) -> Iterator[str]:
 
 
 def _check(
-    tickets: Sequence[Ticket], kinds: Sequence[str], draws: int, factors: Sequence[float], moving: str, threshold: float
+    tickets: Sequence[Ticket],
+    kinds: Sequence[str],
+    draws: int,
+    factors: Sequence[float],
+    moving: str,
+    threshold: float,
+    classifies: bool,
 ) -> None:
     if not tickets:
         raise UsageError("no level is asked for. Name at least one.")
@@ -766,5 +775,4 @@ def _check(
         )
     if moving not in get_args(Moving):
         raise unknown("choice of what moves", moving, get_args(Moving))
-    if not 0 < threshold < math.inf:
-        raise UsageError(f"a threshold is positive and finite; got {threshold}.")
+    check_threshold(threshold, classifies)

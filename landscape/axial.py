@@ -204,18 +204,23 @@ def nested(matrix: np.ndarray, w: np.ndarray, order: np.ndarray) -> Nested:
             "the matrix is not positive definite: its least loss over a subspace has no bound. Make it so with `definite`."
         ) from None
     parts = (factor.T @ w[turned])[::-1][: len(order)]
-    ours = w[order]
-    block = matrix[np.ix_(order, order)] * ours[:, None] * ours
-    steps = 2 * np.tril(block, -1).sum(1) + np.diagonal(block)
     zero = np.zeros(1)
     return Nested(
         whole,
         w,
-        np.sqrt(np.concatenate([zero, np.cumsum(ours**2)])),
+        np.sqrt(np.concatenate([zero, np.cumsum(w[order] ** 2)])),
         np.concatenate([zero, np.cumsum(parts**2) / 2]),
-        np.concatenate([zero, np.cumsum(steps) / 2]),
+        projections(matrix, w, order),
         factor,
     )
+
+
+def projections(matrix: np.ndarray, w: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """(5) for the first k coordinates of an order (n,), k = 0 ... n, as (n + 1,). The symmetric matrix (D, D) may be indefinite: this is no least loss, and needs none."""
+    ours = w[order]
+    block = matrix[np.ix_(order, order)] * ours[:, None] * ours
+    steps = 2 * np.tril(block, -1).sum(1) + np.diagonal(block)
+    return np.concatenate([np.zeros(1), np.cumsum(steps) / 2])
 
 
 # -- exact for one mask, by products ----------------------------------------------------------------------------------

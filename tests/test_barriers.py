@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from landscape.analysis import styles
@@ -512,6 +513,8 @@ def test_the_summary_names_definition_grid_place_and_unit(pair):
         ({"refine": -1}, "refine"),
         ({"bn": "recomptue"}, "Did you mean 'recompute'"),
         ({"chance": 1.5}, "chance"),
+        ({"threshold": 0.0}, "above 0"),
+        ({"threshold": 2.0}, "two points of error; got 2"),
         ({"end_buffers": {"x": torch.zeros(1)}}, "end_buffers"),
     ],
 )
@@ -661,6 +664,29 @@ def test_a_threshold_takes_no_more_points_than_it_needs(bad, answer, seen):
     assert f"below 2.0 pp: {answer}" in result.summary()
     assert styles.rendered(result, "svg")
     same(Result.from_json(result.to_json()), result)
+
+
+@pytest.mark.parametrize(("n", "answer"), [(2, "undecided"), (182, "undecided"), (183, "yes"), (2000, "yes")])
+def test_few_rows_that_are_all_right_prove_nothing(n, answer):
+    # none wrong of n: a share p is missed with probability (1 - p)^n, which is 0.025 at p = 0.0201 for 182 rows and 0.01996 for 183 (Clopper-Pearson)
+    f, start, end = peaked(n, 0, points=5)
+    result = barrier(f, None, start, end, points=5, threshold=0.02, chance=0.9)
+    interval = result.intervals["none needed"]
+    assert interval["low"] == 0
+    assert interval["high"] == pytest.approx(stats.beta.ppf(0.975, 1, n), rel=1e-9)
+    assert result.answer == answer
+
+
+def test_the_floor_of_an_interval_is_for_errors_alone():
+    f, start, end = along(lambda a: a * (1 - a))
+    assert barrier(f, None, start, end, threshold=0.26).answer == "yes"
+
+
+def test_ends_that_know_nothing_are_never_surely_connected():
+    f, start, end = peaked(2000, 0, points=5)
+    result = barrier(f, None, start, end, points=5, threshold=0.02, chance=0.01)  # their error 0 is that of guessing
+    assert (result.degenerate, result.answer, result.saved) == (True, "undecided", 0)
+    assert "below 2.0 pp: undecided" in result.summary() and "DEGENERATE" in result.summary()
 
 
 def test_the_midpoint_is_looked_at_first():

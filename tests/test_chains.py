@@ -148,13 +148,42 @@ def test_pairs_at_chance_say_nothing():
     assert result.decided.sum() == result.estimated.sum() == 0
     assert "chance" in result.warnings[0]
     assert "DEGENERATE" in result.summary()
+    assert result.connected == ["degenerate"] * 2
+    assert "in 0 of 0" in result.summary()
+
+
+def test_degenerate_pairs_are_in_no_block_and_no_triple():
+    # behind 4.5 every answer is wrong: levels 2 and 3 know nothing; level 0 and 1 know all, without a wall between them
+    f = walled((0, 4.5, 99, 200), n=200)
+    result = chain(f, f, torch.tensor([[0.0, 0], [1, 0], [5, 0], [6, 0]], dtype=F64), pairs="all")
+    assert result.connected == ["yes", "degenerate", "degenerate"]
+    bad = np.ones((4, 4), dtype=bool)
+    bad[:2, :2] = bad[[2, 3], [2, 3]] = False
+    np.testing.assert_array_equal(result.matrix["degenerate"], bad)
+    assert result.blocks == [[0, 1]]
+    assert result.members.tolist() == [1, 1, 0, 0]
+    assert not result.triples.any()
+    assert "1 block of" in result.summary() and "0 triples" in result.summary() and "in 1 of 1" in result.summary()
+    assert "Grey: degenerate" in result.caption()
+    assert np.isnan(result._shown()).sum() == bad.sum()
+
+
+def test_a_default_threshold_on_a_loss_is_warned_of():
+    f = Objective.from_function(lambda w: (w**2).sum(), 2)
+    points = draw(2, 2)
+    assert any("units of the loss" in warning for warning in chain(f, f, points).warnings)
+    assert not any("units of the loss" in warning for warning in chain(f, f, points, threshold=2.0).warnings)
+    g = walled()
+    assert not any("units of the loss" in warning for warning in chain(g, g, points).warnings)
+    with pytest.raises(UsageError, match="two points of error"):
+        chain(g, g, points, threshold=2.0)
 
 
 # -- all pairs --------------------------------------------------------------------------------------------------------
 
 
 def test_a_wall_parts_the_blocks():
-    f = walled((0, 1.0, 1.5, 50))
+    f = walled((0, 1.0, 1.5, 100), n=200)  # of 100 rows no pair would be surely connected
     solutions = torch.tensor([[0.9, 0], [0.8, 3], [1.6, 0], [1.7, 5]], dtype=F64)  # two on each side
     result = chain(f, f, solutions, pairs="all")
     expected = np.kron([[0, 0.5], [0.5, 0]], np.ones((2, 2)))

@@ -130,14 +130,17 @@ def test_beyond_the_bracket_a_radius_is_one_sided(threshold, sign, end, tickets)
 
 def test_draws_join_the_interval_over_rows_and_that_over_draws():
     values, lows, highs = np.array([0.02, 0.05, 0.035]), np.array([0.01, 0.03, 0.03]), np.array([0.03, 0.07, 0.05])
-    found = _over_draws(np.stack([values, lows, highs]), np.zeros(3, dtype=bool))
+    found = _over_draws(np.stack([values, lows, highs]), np.zeros(3, dtype=bool), 1.0)
     over_draws = stats.t.interval(0.95, 2, loc=values.mean(), scale=stats.sem(values))
     reach = math.hypot((over_draws[1] - over_draws[0]) / 2, (highs.mean() - lows.mean()) / 2)
     middle = (lows.mean() + highs.mean()) / 2
     assert found.value == pytest.approx(values.mean())
     assert (found.low, found.high) == pytest.approx((max(middle - reach, 0), middle + reach))
-    single = _over_draws(np.array([[0.02], [0.01], [0.05]]), np.zeros(1, dtype=bool))
+    single = _over_draws(np.array([[0.02], [0.01], [0.05]]), np.zeros(1, dtype=bool), 1.0)
     assert (single.low, single.high) == pytest.approx((0.01, 0.05))
+    # of two draws t is 12.7, and no barrier of errors is above 1; one of losses may be
+    wide = np.array([[0.1, 0.5]] * 3)
+    assert [_over_draws(wide, np.zeros(2, dtype=bool), most).high > 1 for most in (1.0, math.inf)] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -268,6 +271,11 @@ def test_what_does_not_fit_is_named(changed, said, tickets):
     nothing = [dataclasses.replace(tickets[0], deleted=mask_of([]))]
     with pytest.raises(UsageError, match="d_L is 0"):
         measured(nothing)
+
+
+def test_a_default_threshold_on_a_loss_is_warned_of(tickets):
+    assert any("units of the loss" in warning for warning in measured(tickets, threshold=0.02).warnings)
+    assert not any("units of the loss" in warning for warning in measured(tickets, threshold=2.0).warnings)
 
 
 # -- the answer -------------------------------------------------------------------------------------------------------
