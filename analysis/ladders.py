@@ -58,7 +58,9 @@ class Ladder(Result):
     test_loss: np.ndarray  # (L,)
     train_error: np.ndarray  # (L,)
     train_loss: np.ndarray  # (L,)
-    gap: np.ndarray  # (L,) test error above that of level 0
+    gap: (
+        np.ndarray
+    )  # (L,) test error above that of level 0; of a loss that does not classify, here and below, the test loss
     gap_error: np.ndarray  # (L,) its standard error over test rows, paired
     replicates: np.ndarray  # (R,) test errors of dense trainings besides level 0
     eps: float  # standard deviation of the test error over level 0 and the replicates; NaN without them
@@ -77,24 +79,27 @@ class Ladder(Result):
         """See Result."""
         last = len(self.levels) - 1
         name = self.question.get("variant", self.provenance.get("variant", "")) or "pruned"
-        text = f"{name}: {self.levels[last]} levels to {self.density[last]:.2%} of {self.survivors[0]:,} weights; {self._amount(0)} dense, {self._amount(last)} at the last"
+        text = f"{name}: {self.levels[last]} levels to {self.density[last]:.2%} of {self.survivors[0]:,} weights; {self._named(0)} dense, {self._named(last)} at the last"
         if not len(self.replicates):
             return text + "; matching unknown (no dense replicates)"
         best = self.sparsest
-        sure = {"yes": "surely", "no": "surely not", "undecided": "undecided within noise"}[self.matching[best or 0]]
-        found = f"sparsest within eps of the dense error: level {self.levels[best or 0]} ({self.density[best or 0]:.2%}, {sure})"
-        return f"{text}; {found}, eps {100 * self.eps:.2f} pp of {len(self.replicates) + 1} dense trainings"
+        assert best is not None  # level 0 is at most eps above itself
+        sure = {"yes": "surely", "no": "surely not", "undecided": "undecided within noise"}[self.matching[best]]
+        found = f"sparsest within eps of the dense one: level {self.levels[best]} ({self.density[best]:.2%}, {sure})"
+        return (
+            f"{text}; {found}, eps {_amount(self.eps, self._classifies)} of {len(self.replicates) + 1} dense trainings"
+        )
 
     def caption(self) -> str:
         """See Result."""
         said = [
-            f"Test error over {self.rows['test']:,} rows against the share of prunable weights that survive (logarithmic, sparser to the right); bars: standard error of the gap to level 0, paired by row.",
+            f"Test {'error' if self._classifies else 'loss'} over {self.rows['test']:,} rows, each solution with the BatchNorm statistics of its own training where it has any, against the share of prunable weights that survive (logarithmic, sparser to the right); bars: standard error of the gap to level 0, paired by row.",
         ]
         if len(self.replicates):
             low, high = self.eps_interval
             said.append(
-                f"Grey band: the dense error plus and minus eps, the standard deviation over {len(self.replicates) + 1} dense trainings of other initialisation and noise "
-                f"({100 * self.eps:.2f} pp, 95% interval {100 * low:.2f} to {100 * high:.2f}). Filled circles match (gap below eps at the unfavourable ends of both intervals), "
+                f"Grey band: the dense value plus and minus eps, the standard deviation over {len(self.replicates) + 1} dense trainings of other initialisation and noise "
+                f"({_amount(self.eps, self._classifies)}, 95% interval {_amount(low, self._classifies)} to {_amount(high, self._classifies)}). Filled circles match (gap below eps at the unfavourable ends of both intervals), "
                 "crosses do not, open circles are undecided."
             )
         else:
@@ -112,13 +117,13 @@ class Ladder(Result):
             "on a path",
             "rate",
             "threshold",
-            "test error",
+            "test error" if self._classifies else "test loss",
             "gap",
             "matches",
             "train loss",
             *self.ablations,
         )
-        body = []
+        body, scale = [], self._scale
         for place, number in enumerate(self.levels):
             body.append(
                 (
@@ -128,11 +133,11 @@ class Ladder(Result):
                     _count(self.effective[place]),
                     _number(self.rates[place], "{:.3f}"),
                     _number(self.thresholds[place], "{:.3g}"),
-                    _number(100 * self.test_error[place], "{:.2f}%"),
-                    _number(100 * self.gap[place], "{:+.2f} pp") if place else "",
+                    self._value(self._values[place]),
+                    _number(scale * self.gap[place], "{:+.2f} pp" if self._classifies else "{:+.3g}") if place else "",
                     self._verdict(place) if place else "",
                     f"{self.train_loss[place]:.3g}",
-                    *(_number(100 * errors[place], "{:.2f}%") for errors in self.ablations.values()),
+                    *(self._value(errors[place]) for errors in self.ablations.values()),
                 )
             )
         return [head, *body]
@@ -149,8 +154,14 @@ class Ladder(Result):
         x, (values, label) = 100 * self.density, self._shown()
         if len(self.replicates):
             middle = values[0]
-            ax.axhspan(middle - 100 * self.eps, middle + 100 * self.eps, color="#e4e4e4", zorder=0, label="dense ± eps")
-        ax.errorbar(x, values, yerr=100 * self.gap_error, color=BLUE, linewidth=1.4, elinewidth=0.8, zorder=3)
+            ax.axhspan(
+                middle - self._scale * self.eps,
+                middle + self._scale * self.eps,
+                color="#e4e4e4",
+                zorder=0,
+                label="dense ± eps",
+            )
+        ax.errorbar(x, values, yerr=self._scale * self.gap_error, color=BLUE, linewidth=1.4, elinewidth=0.8, zorder=3)
         looks = {"yes": ("o", BLUE), "no": ("X", VERMILION), "undecided": ("o", "white"), "unknown": ("o", BLUE)}
         named = {"yes": "matches", "no": "does not match", "undecided": "undecided", "unknown": "level"}
         for verdict, (marker, face) in looks.items():
@@ -171,7 +182,7 @@ class Ladder(Result):
             colour, marker, dash = LOOKS[kind]
             ax.plot(
                 x,
-                100 * errors,
+                self._scale * errors,
                 color=colour,
                 marker=marker,
                 markersize=3.5,
@@ -208,6 +219,7 @@ class Ladder(Result):
         self._axis(ax)
         ax.set_ylabel("weights of the layer that survive (%)")
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.yaxis.set_minor_formatter(lambda *_: "")
         heading(ax, "Where the survivors are", ax.get_legend_handles_labels()[0], columns=3)
 
     def _axis(self, ax: Axes) -> None:
@@ -215,6 +227,9 @@ class Ladder(Result):
         ax.set_xlim(130, 100 * self.density.min() / 1.3)
         ax.set_xlabel("weights that survive (%), level by level")
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        decades = math.log10(100 / float(self.density.min()) / 100)
+        # within one decade the minor ticks are what there is to read
+        ax.xaxis.set_minor_formatter((lambda value, _: f"{value:g}") if decades < 1 else (lambda *_: ""))
 
     def figure(self) -> Figure:
         """See Result."""
@@ -222,22 +237,26 @@ class Ladder(Result):
 
         values, label = self._shown()
         words = [
-            f"level {number}: {kept:,} weights<br>{_number(gap, '{:+.2f} pp')} to the dense one, matches: {verdict}"
+            f"level {number}: {kept:,} weights<br>{_number(gap, self._gap_form)} to the dense one, matches: {verdict}"
             for number, kept, gap, verdict in zip(
-                self.levels, self.survivors, 100 * self.gap, self.matching, strict=True
+                self.levels, self.survivors, self._scale * self.gap, self.matching, strict=True
             )
         ]
         figure = Figure(
             Scatter(
                 x=100 * self.density, y=values, mode="lines+markers", name=label, text=words, line={"color": BLUE},
-                error_y={"array": 100 * self.gap_error, "thickness": 1}, hovertemplate="%{x:.3g}% kept, %{y:.4g}<br>%{text}<extra></extra>",
+                error_y={"array": self._scale * self.gap_error, "thickness": 1}, hovertemplate="%{x:.3g}% kept, %{y:.4g}<br>%{text}<extra></extra>",
             )
         )  # fmt: skip
         for kind, errors in self.ablations.items():
-            figure.add_trace(Scatter(x=100 * self.density, y=100 * errors, mode="lines+markers", name=kind, line={"color": LOOKS[kind][0], "dash": "dash"}))  # fmt: skip
+            figure.add_trace(Scatter(x=100 * self.density, y=self._scale * errors, mode="lines+markers", name=kind, line={"color": LOOKS[kind][0], "dash": "dash"}))  # fmt: skip
         if len(self.replicates):
             figure.add_hrect(
-                y0=values[0] - 100 * self.eps, y1=values[0] + 100 * self.eps, fillcolor=GREY, opacity=0.2, line_width=0
+                y0=values[0] - self._scale * self.eps,
+                y1=values[0] + self._scale * self.eps,
+                fillcolor=GREY,
+                opacity=0.2,
+                line_width=0,
             )
         interactive(figure, x="weights that survive (%)", y=label)
         return figure.update_xaxes(type="log", autorange="reversed")
@@ -249,15 +268,30 @@ class Ladder(Result):
             return self.matching[place]
         return "undecided, likelier " + ("yes" if self.gap[place] <= self.eps else "no")
 
-    def _shown(self) -> tuple[np.ndarray, str]:
-        if np.isfinite(self.test_error).all():
-            return 100 * self.test_error, "test error (%)"
-        return self.test_loss, f"test loss ({self.loss})"
+    @property
+    def _classifies(self) -> bool:
+        return bool(np.isfinite(self.test_error).all())
 
-    def _amount(self, place: int) -> str:
-        if np.isfinite(self.test_error[place]):
-            return f"test error {self.test_error[place]:.2%}"
-        return f"test loss {self.test_loss[place]:.4g}"
+    @property
+    def _scale(self) -> int:
+        return 100 if self._classifies else 1
+
+    @property
+    def _values(self) -> np.ndarray:
+        return self.test_error if self._classifies else self.test_loss
+
+    @property
+    def _gap_form(self) -> str:
+        return "{:+.2f} pp" if self._classifies else "{:+.3g}"
+
+    def _value(self, value: float) -> str:
+        return _number(self._scale * value, "{:.2f}%" if self._classifies else "{:.4g}")
+
+    def _shown(self) -> tuple[np.ndarray, str]:
+        return self._scale * self._values, "test error (%)" if self._classifies else f"test loss ({self.loss})"
+
+    def _named(self, place: int) -> str:
+        return f"test {'error' if self._classifies else 'loss'} {self._value(self._values[place])}"
 
 
 # -- the question -----------------------------------------------------------------------------------------------------
@@ -305,7 +339,8 @@ def ladder(
 
     def rowwise(point: Tensor, own: Buffers) -> tuple[np.ndarray, float]:
         losses, right = test.with_buffers(own).by_row(point)
-        return 1 - right.cpu().double().numpy(), float(losses.mean())
+        rows = 1 - right if classifies else losses
+        return rows.cpu().double().numpy(), float(losses.mean())
 
     scores = [rowwise(point, own) for point, own in zip(points, buffers, strict=True)]
     trained = [train.with_buffers(own).value(point) for point, own in zip(points, buffers, strict=True)]
@@ -313,8 +348,15 @@ def ladder(
     gaps = [row - errors[0] for row in errors]
     gap = np.array([float(row.mean()) for row in gaps])
     gap_error = np.array([float(row.std(ddof=1) / math.sqrt(len(row))) for row in gaps])
+    if classifies:  # N rows that all agree bound the share of those that do not by 3 / N at 95%, two standard errors
+        gap_error[1:] = np.maximum(gap_error[1:], 1.5 / len(test.rows))
     others = np.array([float(rowwise(*one)[0].mean()) for one in replicates])
-    eps, interval = spread([float(errors[0].mean()), *others]) if classifies else (math.nan, [math.nan, math.nan])
+    eps, interval = spread([float(errors[0].mean()), *others])
+    if classifies and len(
+        others
+    ):  # errors that happen to be equal do not make it surely 0: each has the noise of its rows
+        share = float(errors[0].mean())
+        interval[1] = max(interval[1], math.sqrt(share * (1 - share) / len(test.rows)))
     verdicts = [matching(g, e, eps, interval) for g, e in zip(gap, gap_error, strict=True)]
     if verdicts:
         verdicts[0] = "yes"
@@ -334,10 +376,13 @@ def ladder(
         )
     elif len(others) < 3:
         warnings.append(
-            f"{len(others) + 1} dense trainings tell their standard deviation poorly: its 95% interval reaches from {100 * interval[0]:.2f} to {100 * interval[1]:.2f} pp. Give --replicates 5."
+            f"{len(others) + 1} dense trainings tell their standard deviation poorly: its 95% interval reaches from {_amount(interval[0], classifies)} to {_amount(interval[1], classifies)}. Give --replicates 5."
         )
+    if _same_rows(train, test):
+        warnings.append("There are no test rows: what stands as test error is measured on the train rows.")
     if classifies:
-        guess = 1 - float(torch.unique(test.rows.targets, return_counts=True)[1].max() / len(test.rows))
+        _, often = torch.unique(test.rows.targets[test.rows.targets >= 0], return_counts=True)
+        guess = 1 - float(often.max() / often.sum())
         lost = [place for place, row in enumerate(errors) if row.mean() >= guess - 0.02]
         if lost:
             warnings.append(
@@ -355,7 +400,7 @@ def ladder(
         density=survivors / among.size,
         rates=np.array([float(fact["rate"]) if place else math.nan for place, fact in enumerate(facts)]),
         thresholds=np.array([_float(fact["threshold"]) for fact in facts]),
-        effective=np.array([_effective(train, mask, among) for mask in masks]),
+        effective=_effective(train, masks, among),
         layers={name: np.array([own[name][0] / of for own in counts]) for name, (of, _) in whole.items() if of},
         test_error=np.array([float(row.mean()) if classifies else math.nan for row in errors]),
         test_loss=np.array([loss for _, loss in scores]),
@@ -373,12 +418,25 @@ def ladder(
     )
 
 
-def _effective(f: Objective, mask: Mask, among: Mask) -> float:
-    """Survivors on a path from the inputs to the outputs; NaN where the model cannot be asked."""
+def _effective(f: Objective, masks: Sequence[Mask], among: Mask) -> np.ndarray:
+    """Survivors on a path from the inputs to the outputs (L,); NaN where the model cannot be asked: where it refuses, or finds weights of the dense network on no path."""
     try:
-        return float((pruning.effective(f, mask) & among).size)
+        found = np.array([float((pruning.effective(f, mask) & among).size) for mask in masks])
+        known = pruning.effective(f, Mask.full(f.model.layout)) & among == among
     except LandscapeError:  # it says of which models it knows no paths
-        return math.nan
+        known = False
+    return found if known else np.full(len(masks), math.nan)
+
+
+def _same_rows(train: Objective, test: Objective) -> bool:
+    if len(train.rows) != len(test.rows) or not torch.equal(train.rows.targets, test.rows.targets):
+        return False
+    one, other = train.rows.inputs, test.rows.inputs
+    return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
+
+
+def _amount(value: float, is_error: bool) -> str:
+    return f"{100 * value:.2f} pp" if is_error else f"{value:.3g}"
 
 
 def _float(value: float | None) -> float:

@@ -13,6 +13,32 @@ from landscape.masks import Mask
 from landscape.objectives import Objective
 from landscape.results import Result
 
+REGRESSION = """
+import torch
+from torch import nn
+
+def make():
+    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    return nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 1)), "mse", ((x[:40], x[:40, :1]), (x[40:], x[40:, :1]))
+"""
+SUBTRACTING = """
+import torch
+from torch import nn
+from torch.nn.functional import layer_norm
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.b(layer_norm(self.a(x), (5,)))
+
+def make():
+    x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    return Net(), "cross-entropy", (x, (x[:, 0] > 0).long())
+"""
+
 
 @pytest.fixture(scope="module")
 def problem():
@@ -129,3 +155,38 @@ def test_the_answer_is_read_back_equal_and_drawn(made):
     assert len(rows) == 3 and all(len(row) == len(rows[0]) for row in rows)
     assert "eps" in back.summary() and "Grey band" in back.caption()
     assert dataclasses.replace(back, replicates=np.array([])).caption().count("not decided") == 1
+
+
+def test_a_regression_is_judged_by_its_loss(tmp_path):
+    (tmp_path / "problem.py").write_text(REGRESSION)
+    task = tasks.find(f"{tmp_path / 'problem.py'}:make")
+    f, w = Objective.of(task.make(0), task.loss, task.data.train, dtype=torch.float64)
+    test = f.on(task.data.test)
+    among, full = pruning.prunable(f), Mask.full(f.model.layout)
+    others = [(w + 0.01 * k, {}) for k in (1, 2, 3)]
+    facts = [{"survivors": among.size, "rate": 0.0, "threshold": None}] * 2
+    found = ladder(f, test, [w, w + 0.02], [{}, {}], [full, full], facts, among=among, replicates=others)
+    losses = [float(test.value(point).loss) for point in (w, *(one for one, _ in others))]
+    assert found.eps == pytest.approx(np.std(losses, ddof=1), rel=1e-10)
+    assert found.gap[1] == pytest.approx(losses[2] - losses[0], rel=1e-10)
+    assert "nan" not in found.summary() + found.caption() and "test loss" in found.table()[0]
+    assert found.matching[1] != "unknown" and not any("At chance" in warning for warning in found.warnings)
+
+
+def test_train_rows_that_stand_in_for_test_rows_are_told(problem, made):
+    _, f, _, _ = problem
+    _, points, _, among, mask = made
+    facts = [{"survivors": n, "rate": 0.0, "threshold": None} for n in (among.size, (mask & among).size)]
+    found = ladder(f, f.on(f.rows), points, [{}, {}], [Mask.full(f.model.layout), mask], facts, among=among)
+    assert any("measured on the train rows" in warning for warning in found.warnings)
+
+
+def test_paths_through_layers_that_cannot_be_followed_are_not_counted(tmp_path):
+    """A norm called as a function takes the mean of a signal of ones away, and with it every path."""
+    (tmp_path / "problem.py").write_text(SUBTRACTING)
+    task = tasks.find(f"{tmp_path / 'problem.py'}:make")
+    f, w = Objective.of(task.make(0), task.loss, task.data.train, dtype=torch.float64)
+    among, full = pruning.prunable(f), Mask.full(f.model.layout)
+    facts = [{"survivors": among.size, "rate": 0.0, "threshold": None}]
+    found = ladder(f, f.on(task.data.test), [w], [{}], [full], facts, among=among)
+    assert np.isnan(found.effective).all() and found.table()[1][3] == "-"
