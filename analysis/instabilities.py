@@ -66,6 +66,7 @@ class Siblings:
     level: int = 0  # of iterative pruning
     density: float = 1.0  # share of the weights that survive
     control: bool = False  # trained for all T steps with the schedule begun anew
+    fresh: bool = False  # the optimizer's moments start anew, as in the training of a pruned level, and are not those of the state
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +80,12 @@ class State:
     rows: np.ndarray  # (n,) its pairs
     replicates: int
     stable: str  # yes, no, undecided, or degenerate: children at chance, not finite, or one point
+    fresh: bool = False  # see Siblings
+
+    @property
+    def momentum(self) -> str:
+        """What children begin with: at step 0 there are no moments; a schedule begun anew begins them anew."""
+        return "-" if not self.step else "anew" if self.fresh or self.control else "kept"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +100,7 @@ class Instability(Result):
     varied: str  # all of the noise, order, or augmentation
     columns: dict[
         str, np.ndarray
-    ]  # (P,) each: step, level, density, control, replicate, first, second (children), distance, angular, travelled, disagreement, degenerate
+    ]  # (P,) each: step, level, density, control, replicate, first, second (children), distance, angular, travelled, disagreement, degenerate, fresh
     barriers: dict[str, dict[str, dict[str, np.ndarray]]]  # (P,) by policy, curve, and definition; errors in [0, 1]
     ends: dict[str, dict[str, np.ndarray]]  # (P, 2) by policy and curve: the values at both ends
     bounds: dict[str, np.ndarray]  # (P, 2) by policy: 95% interval of the headline's barrier over the rows
@@ -142,7 +149,9 @@ class Instability(Result):
         for level, control, step in keys:
             rows = np.flatnonzero((at["level"] == level) & (at["control"] == control) & (at["step"] == step))
             replicates = len(np.unique(at["replicate"][rows]))
-            state = State(level, float(at["density"][rows[0]]), control, step, rows, replicates, "")
+            state = State(
+                level, float(at["density"][rows[0]]), control, step, rows, replicates, "", bool(_fresh(at)[rows].any())
+            )
             found.append(dataclasses.replace(state, stable=self._stable(state)))
         return found
 
@@ -244,6 +253,10 @@ class Instability(Result):
         ]
         if any(state.control for state in self.states):
             said.append(f"Schedule begun anew: children trained for all {self.steps:,} steps from the state's point.")
+        if any(state.fresh for state in self.states):
+            said.append(
+                "Momentum anew (see the table): children begin with the point and the buffers of the state, and not with the optimizer's moments there."
+            )
         if self.policies[0] != UNNEEDED:
             said.append("BatchNorm: " + "; ".join(f"{name} ({POLICIES[name]})" for name in self.policies) + ".")
             if len(self.policies) > 1:
@@ -265,6 +278,7 @@ class Instability(Result):
             "density",
             "step",
             "schedule",
+            "momentum",
             "pairs",
             *titles,
             "stable",
@@ -294,6 +308,7 @@ class Instability(Result):
                     f"{state.density:.4g}",
                     str(state.step),
                     "anew" if state.control else "goes on",
+                    state.momentum,
                     f"{state.replicates} x {len(state.rows) // state.replicates}",
                     *(self._barrier(state, policy, curve) for curve in curves for policy in self.policies),
                     state.stable,
@@ -561,7 +576,8 @@ def instability(
         "bounds": {policy: np.stack([found.intervals[policy].low, found.intervals[policy].high], axis=1) for policy in found.policies},
     }  # fmt: skip
     if known is not None:
-        measured = _joined({name: getattr(known, name) for name in measured}, measured)
+        before = {name: getattr(known, name) for name in measured}
+        measured = _joined({**before, "columns": {**known.columns, "fresh": _fresh(known.columns)}}, measured)
     one = test if test is not None else train
     assert one is not None
     answer = Instability(
@@ -614,11 +630,16 @@ def _pairs(families: Sequence[Siblings]) -> tuple[list[tuple[End, End]], dict[st
     for family in families:
         ends = [End(point, buffers, family.mask) for point, buffers in zip(family.ends, family.buffers, strict=True)]
         ways = (family.ends - family.start).double().norm(dim=1).tolist()
-        about = {name: getattr(family, name) for name in ("step", "level", "density", "control", "replicate")}
+        about = {name: getattr(family, name) for name in ("step", "level", "density", "control", "replicate", "fresh")}
         for first, second in itertools.combinations(range(len(ends)), 2):
             pairs.append((ends[first], ends[second]))
             rows.append({**about, "first": first, "second": second, "travelled": (ways[first] + ways[second]) / 2})
     return pairs, {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def _fresh(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The column (P,) of that name, which answers of earlier versions lack: they did not tell."""
+    return columns.get("fresh", np.zeros(len(columns["step"]), dtype=bool))
 
 
 def _joined(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -664,10 +685,17 @@ def _warnings(answer: Instability) -> Iterator[str]:
     if words := named("undecided"):
         yield f"undecided at 95%: {words}. More replicates, or more rows, would decide."
     for line in answer.lines:
-        before, _ = _onset(line)
-        early = [state for state in line[: line.index(before)] if state.stable == "yes"] if before is not None else []
-        if before is not None and early:
-            yield f"stability comes and goes: {answer.named(early[0])} is stable, and {answer.named(before)} after it is not. What is called stable from somewhere on is so from there on."
+        # the last that is surely not stable: of an undecided one nobody knows
+        last = max((place for place, state in enumerate(line) if state.stable == "no"), default=0)
+        early = [state for state in line[:last] if state.stable == "yes"]
+        if early:
+            yield f"stability comes and goes: {answer.named(early[0])} is stable, and {answer.named(line[last])} after it is not. What is called stable from somewhere on is so from there on."
+    kinds = {
+        kind: "; ".join(answer.named(state) for state in answer.states if not state.control and state.momentum == kind)
+        for kind in ("kept", "anew")
+    }
+    if all(kinds.values()):
+        yield f"momentum: children of {kinds['kept']} go on with the optimizer's moments of their state, those of {kinds['anew']} begin them anew. A part of the difference between their barriers may be that."
     if len(np.unique(columns["replicate"])) == 1:
         yield "one replicate: what is said is about this one initialisation, and the spread over others is unknown. Of a task, add --replicates; of tickets, make further runs of imp with other seeds."
     if answer.policies[0] == "average":

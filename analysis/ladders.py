@@ -5,7 +5,10 @@ Letters: D parameters, L levels, N test rows, R dense replicates.
 Matching (Paul et al. 2023, definition 2.2): a sparse solution matches the dense one where its error is at most eps above it, eps being the standard deviation of the error over
 dense trainings that differ by initialisation and noise. Both sides are uncertain, and both uncertainties are used: the gap by its standard error over test rows, paired row by row;
 eps by the chi-square interval of a standard deviation of R + 1 normal numbers. "yes": the gap is below eps at the unfavourable ends of both 95% intervals; "no": above it at the
-favourable ends; else "undecided".
+favourable ends; else "undecided". Errors of few rows may be equal by chance, and a standard deviation of 0 has the interval 0 to 0: so the upper end of that of eps is never
+below the standard error of one dense error over the rows, sqrt(p (1 - p) / N), nor below one row.
+
+Where the loss does not classify there is no error, and all of this is of the test loss.
 """
 
 from __future__ import annotations
@@ -21,10 +24,12 @@ from scipy import stats
 from torch import Tensor
 
 from landscape import pruning
+from landscape.analysis.barriers import NEAR_CHANCE, _chance
 from landscape.analysis.styles import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, heading, interactive
+from landscape.datasets import _leaves
 from landscape.errors import LandscapeError
 from landscape.masks import Mask
-from landscape.objectives import Buffers, Objective, dtype_name
+from landscape.objectives import Buffers, Objective, Rows, dtype_name
 from landscape.results import Result
 
 if TYPE_CHECKING:
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 CONFIDENCE = 0.95
+ROOM = 0.09  # of the axis, for the number under a tick: five characters at the size of the panels
 LOOKS = {"shuffled": (ORANGE, "s", "--"), "random": (PURPLE, "^", ":"), "reinit": (GREEN, "D", "-.")}
 MEANINGS = {
     "shuffled": "the level's mask shuffled within each layer, the same rewound weights",
@@ -64,7 +70,7 @@ class Ladder(Result):
     gap_error: np.ndarray  # (L,) its standard error over test rows, paired
     replicates: np.ndarray  # (R,) test errors of dense trainings besides level 0
     eps: float  # standard deviation of the test error over level 0 and the replicates; NaN without them
-    eps_interval: list[float]  # (2,) chi-square interval of it
+    eps_interval: list[float]  # (2,) chi-square interval of it, the upper end no lower than what rows can tell
     matching: list[str]  # (L,) yes, no, undecided; "unknown" without replicates
     ablations: dict[str, np.ndarray]  # (L,) test errors by kind; NaN where it was not trained
     rows: dict[str, int]  # N by split
@@ -79,33 +85,37 @@ class Ladder(Result):
         """See Result."""
         last = len(self.levels) - 1
         name = self.question.get("variant", self.provenance.get("variant", "")) or "pruned"
+        if not last:
+            text = f"{name}: the dense network alone, of {self.survivors[0]:,} weights; {self._named(0)}"
+            return text + (f"; {self._eps}" if self._decides else "")
         text = f"{name}: {self.levels[last]} levels to {self.density[last]:.2%} of {self.survivors[0]:,} weights; {self._named(0)} dense, {self._named(last)} at the last"
-        if not len(self.replicates):
-            return text + "; matching unknown (no dense replicates)"
         best = self.sparsest
-        assert best is not None  # level 0 is at most eps above itself
+        if best is None:
+            return f"{text}; matching unknown ({self._reason})"
         sure = {"yes": "surely", "no": "surely not", "undecided": "undecided within noise"}[self.matching[best]]
-        found = f"sparsest within eps of the dense one: level {self.levels[best]} ({self.density[best]:.2%}, {sure})"
-        return (
-            f"{text}; {found}, eps {_amount(self.eps, self._classifies)} of {len(self.replicates) + 1} dense trainings"
-        )
+        return f"{text}; sparsest within eps of the dense one: level {self.levels[best]} ({self.density[best]:.2%}, {sure}), {self._eps}"
 
     def caption(self) -> str:
         """See Result."""
         said = [
             f"Test {'error' if self._classifies else 'loss'} over {self.rows['test']:,} rows, each solution with the BatchNorm statistics of its own training where it has any, against the share of prunable weights that survive (logarithmic, sparser to the right); bars: standard error of the gap to level 0, paired by row.",
         ]
-        if len(self.replicates):
-            low, high = self.eps_interval
+        if self._decides:
+            low, high = (_amount(end, self._classifies) for end in self.eps_interval)
+            least = (
+                f", whose upper end is at least the standard error of one dense error over {self.rows['test']:,} rows"
+            )
             said.append(
                 f"Grey band: the dense value plus and minus eps, the standard deviation over {len(self.replicates) + 1} dense trainings of other initialisation and noise "
-                f"({_amount(self.eps, self._classifies)}, 95% interval {_amount(low, self._classifies)} to {_amount(high, self._classifies)}). Filled circles match (gap below eps at the unfavourable ends of both intervals), "
+                f"({_amount(self.eps, self._classifies)}, 95% interval {low} to {high}{least * self._classifies}). Filled circles match (gap below eps at the unfavourable ends of both intervals), "
                 "crosses do not, open circles are undecided."
             )
         else:
-            said.append("No dense replicates were trained: matching is not decided.")
+            said.append(f"Matching is not decided: {self._reason}.")
         said += [f"{kind.capitalize()}: {MEANINGS[kind]}." for kind in self.ablations]
         said.append("Right: the share of each layer's weights that survives.")
+        if "seed" in self.provenance:
+            said.append(f"Seed {self.provenance['seed']}.")
         return " ".join(said)
 
     def table(self) -> list[tuple[str, ...]]:
@@ -152,20 +162,23 @@ class Ladder(Result):
             self._plot_layers(ax)
             return
         x, (values, label) = 100 * self.density, self._shown()
-        if len(self.replicates):
+        if self._decides:
             middle = values[0]
             ax.axhspan(
                 middle - self._scale * self.eps,
                 middle + self._scale * self.eps,
                 color="#e4e4e4",
+                linewidth=1,  # so that a band of no height is seen
                 zorder=0,
                 label="dense ± eps",
             )
         ax.errorbar(x, values, yerr=self._scale * self.gap_error, color=BLUE, linewidth=1.4, elinewidth=0.8, zorder=3)
         looks = {"yes": ("o", BLUE), "no": ("X", VERMILION), "undecided": ("o", "white"), "unknown": ("o", BLUE)}
         named = {"yes": "matches", "no": "does not match", "undecided": "undecided", "unknown": "level"}
+        # level 0 matches itself, which says nothing where eps is not known
+        verdicts = self.matching if self._decides else ["unknown"] * len(values)
         for verdict, (marker, face) in looks.items():
-            where = [place for place, found in enumerate(self.matching) if found == verdict]
+            where = [place for place, found in enumerate(verdicts) if found == verdict]
             if where:
                 edge = VERMILION if verdict == "no" else BLUE
                 ax.plot(
@@ -180,6 +193,8 @@ class Ladder(Result):
                 )
         for kind, errors in self.ablations.items():
             colour, marker, dash = LOOKS[kind]
+            if not np.isfinite(errors).any():  # none was trained: no name in the legend
+                continue
             ax.plot(
                 x,
                 self._scale * errors,
@@ -197,6 +212,7 @@ class Ladder(Result):
 
     def _plot_layers(self, ax: Axes) -> None:
         from matplotlib import colormaps
+        from matplotlib.ticker import LogLocator, NullFormatter
 
         x, colours = 100 * self.density, colormaps["viridis"]
         for place, (name, kept) in enumerate(self.layers.items()):
@@ -218,18 +234,27 @@ class Ladder(Result):
         ax.set_ylim(100 * lows.min() / 1.5, 150)
         self._axis(ax)
         ax.set_ylabel("weights of the layer that survive (%)")
+        # less than a decade may hold one power of ten
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        ax.yaxis.set_minor_formatter(lambda *_: "")
+        ax.yaxis.set_minor_formatter(NullFormatter())
         heading(ax, "Where the survivors are", ax.get_legend_handles_labels()[0], columns=3)
 
     def _axis(self, ax: Axes) -> None:
+        from matplotlib.ticker import FixedLocator, NullLocator
+
+        x = 100 * self.density
         ax.set_xscale("log")
-        ax.set_xlim(130, 100 * self.density.min() / 1.3)
+        ax.set_xlim(130, x.min() / 1.3)
         ax.set_xlabel("weights that survive (%), level by level")
-        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        decades = math.log10(100 / float(self.density.min()) / 100)
-        # within one decade the minor ticks are what there is to read
-        ax.xaxis.set_minor_formatter((lambda value, _: f"{value:g}") if decades < 1 else (lambda *_: ""))
+        # ticks at the levels, as far as they have room
+        ticks = [x[0]]
+        for place in x[1:]:
+            if math.log(ticks[-1] / place) >= ROOM * math.log(130 * 1.3 / x.min()):
+                ticks.append(place)
+        ax.xaxis.set_major_locator(FixedLocator(ticks))
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+        ax.xaxis.set_minor_locator(NullLocator())
 
     def figure(self) -> Figure:
         """See Result."""
@@ -250,7 +275,7 @@ class Ladder(Result):
         )  # fmt: skip
         for kind, errors in self.ablations.items():
             figure.add_trace(Scatter(x=100 * self.density, y=self._scale * errors, mode="lines+markers", name=kind, line={"color": LOOKS[kind][0], "dash": "dash"}))  # fmt: skip
-        if len(self.replicates):
+        if self._decides:
             figure.add_hrect(
                 y0=values[0] - self._scale * self.eps,
                 y1=values[0] + self._scale * self.eps,
@@ -267,6 +292,22 @@ class Ladder(Result):
         if self.matching[place] != "undecided":
             return self.matching[place]
         return "undecided, likelier " + ("yes" if self.gap[place] <= self.eps else "no")
+
+    @property
+    def _decides(self) -> bool:
+        """Whether eps is known."""
+        return math.isfinite(self.eps)
+
+    @property
+    def _eps(self) -> str:
+        return f"eps {_amount(self.eps, self._classifies)} of {len(self.replicates) + 1} dense trainings"
+
+    @property
+    def _reason(self) -> str:
+        """Why eps is not known."""
+        return (
+            "the dense trainings have no finite standard deviation" if len(self.replicates) else "no dense replicates"
+        )
 
     @property
     def _classifies(self) -> bool:
@@ -307,15 +348,23 @@ def matching(gap: float, error: float, eps: float, interval: Sequence[float]) ->
     return "no" if gap - turn * error > interval[1] else "undecided"
 
 
-def spread(errors: Sequence[float]) -> tuple[float, list[float]]:
-    """The standard deviation of the errors of dense trainings and its chi-square interval; NaN of fewer than two."""
+def spread(errors: Sequence[float], least: float = 0.0) -> tuple[float, list[float]]:
+    """The standard deviation of the errors of dense trainings and its chi-square interval; NaN of fewer than two.
+
+    least: the interval reaches up to it at least; see `noise`. Its lower end stays: a gap is called below eps only where it is below the least that eps may be.
+    """
     n = len(errors)
     if n < 2:
         return math.nan, [math.nan, math.nan]
     deviation = float(np.std(errors, ddof=1))
     tail = (1 - CONFIDENCE) / 2
     ends = [deviation * math.sqrt((n - 1) / float(stats.chi2.ppf(q, n - 1))) for q in (1 - tail, tail)]
-    return deviation, ends
+    return deviation, [ends[0], max(ends[1], least)]
+
+
+def noise(errors: np.ndarray) -> float:
+    """The standard error of an error over its rows (N,), sqrt(p (1 - p) / N), and one row at the least. Dense errors that are equal, since rows are few, do not show that the trainings are."""
+    return max(float(errors.std()) / math.sqrt(len(errors)), 1 / len(errors))
 
 
 def ladder(
@@ -347,16 +396,11 @@ def ladder(
     errors = [row for row, _ in scores]
     gaps = [row - errors[0] for row in errors]
     gap = np.array([float(row.mean()) for row in gaps])
-    gap_error = np.array([float(row.std(ddof=1) / math.sqrt(len(row))) for row in gaps])
+    gap_error = np.array([float(row.std(ddof=1) / math.sqrt(len(row))) if len(row) > 1 else math.nan for row in gaps])
     if classifies:  # N rows that all agree bound the share of those that do not by 3 / N at 95%, two standard errors
         gap_error[1:] = np.maximum(gap_error[1:], 1.5 / len(test.rows))
     others = np.array([float(rowwise(*one)[0].mean()) for one in replicates])
-    eps, interval = spread([float(errors[0].mean()), *others])
-    if classifies and len(
-        others
-    ):  # errors that happen to be equal do not make it surely 0: each has the noise of its rows
-        share = float(errors[0].mean())
-        interval[1] = max(interval[1], math.sqrt(share * (1 - share) / len(test.rows)))
+    eps, interval = spread([float(errors[0].mean()), *others], noise(errors[0]) if classifies else 0.0)
     verdicts = [matching(g, e, eps, interval) for g, e in zip(gap, gap_error, strict=True)]
     if verdicts:
         verdicts[0] = "yes"
@@ -374,16 +418,17 @@ def ladder(
         warnings.append(
             "No dense replicates: whether a level matches the dense network is not decided. Give --replicates 3."
         )
-    elif len(others) < 3:
+    elif len(others) < 3 and math.isfinite(eps):
         warnings.append(
             f"{len(others) + 1} dense trainings tell their standard deviation poorly: its 95% interval reaches from {_amount(interval[0], classifies)} to {_amount(interval[1], classifies)}. Give --replicates 5."
         )
-    if _same_rows(train, test):
-        warnings.append("There are no test rows: what stands as test error is measured on the train rows.")
+    if _same_rows(train.rows, test.rows):
+        warnings.append(
+            f"There are no test rows: what stands as test {'error' if classifies else 'loss'} is measured on the train rows. Give the task test rows of its own."
+        )
     if classifies:
-        _, often = torch.unique(test.rows.targets[test.rows.targets >= 0], return_counts=True)
-        guess = 1 - float(often.max() / often.sum())
-        lost = [place for place, row in enumerate(errors) if row.mean() >= guess - 0.02]
+        guess = _chance(test)
+        lost = [place for place, row in enumerate(errors) if row.mean() >= guess - NEAR_CHANCE]
         if lost:
             warnings.append(
                 f"At chance: the test error of level {', '.join(map(str, lost))} is that of guessing ({guess:.1%}). A barrier between such networks shows nothing."
@@ -428,11 +473,13 @@ def _effective(f: Objective, masks: Sequence[Mask], among: Mask) -> np.ndarray:
     return found if known else np.full(len(masks), math.nan)
 
 
-def _same_rows(train: Objective, test: Objective) -> bool:
-    if len(train.rows) != len(test.rows) or not torch.equal(train.rows.targets, test.rows.targets):
-        return False
-    one, other = train.rows.inputs, test.rows.inputs
-    return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
+def _same_rows(one: Rows, other: Rows) -> bool:
+    """Whether the shorter rows are the first of the longer: test rows that are the train rows, of which --limit may take a part."""
+    n = min(len(one), len(other))
+    one, other = one.take(slice(n)), other.take(slice(n))
+    # targets first: they are the smaller, and different ones end it
+    pairs = zip([one.targets, *_leaves(one.inputs)], [other.targets, *_leaves(other.inputs)], strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
 
 
 def _amount(value: float, is_error: bool) -> str:

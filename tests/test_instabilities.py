@@ -123,7 +123,9 @@ def test_states_join_replicates_and_pairs() -> None:
     over = stats.t.ppf(0.975, 2) * 0.03 / math.sqrt(3)
     # 1.96 is the normal quantile to 2e-5
     assert (mean - low, high - mean) == pytest.approx(np.hypot(over, noise), rel=1e-4)
-    assert (first.stable, second.stable, first.replicates, found.interval(second)) == ("no", "yes", 3, (0.0, 0.0))
+    assert (first.stable, second.stable, first.replicates) == ("no", "yes", 3)
+    # of 200 rows none of which is an error: at most 1 - 0.025^(1/200) are, at 97.5% (Clopper and Pearson 1934)
+    assert found.interval(second) == pytest.approx((0.0, 1 - 0.025 ** (1 / 200)))
     assert found.first_stable(0) == (0, 100)
     assert not found.warnings
 
@@ -163,6 +165,43 @@ def test_stability_that_comes_and_goes_is_told() -> None:
     assert found.first_stable(0) == (50, 100)
     assert any("comes and goes" in words and "k = 10 " in words for words in found.warnings)
     assert any("one replicate" in words for words in found.warnings)
+    # 4 of 200 rows are the threshold itself: undecided, which says nothing of what was stable before
+    unsure = measured([siblings(step, n) for step, n in ((0, 30), (10, 0), (50, 4), (100, 0))])
+    assert [state.stable for state in unsure.states] == ["no", "yes", "undecided", "yes"]
+    assert not any("comes and goes" in words for words in unsure.warnings)
+    between = measured([siblings(step, n) for step, n in ((0, 0), (10, 30), (50, 4), (100, 0))])
+    assert any("k = 0 is stable, and k = 10 after it" in words for words in between.warnings)
+
+
+def test_children_with_and_without_the_moments_of_their_state_are_told_apart() -> None:
+    """At step 0 there are none, and a schedule begun anew begins them anew by what it is."""
+    kept = [siblings(0, 30), siblings(100, 10), siblings(100, 8, control=True)]
+    fresh = [siblings(step, 0, level=2, density=0.4, fresh=True) for step in (0, 100)]
+    found = measured([*kept, *fresh])
+    column = found.table()[0].index("momentum")
+    assert [row[column] for row in found.table()[1:]] == ["-", "kept", "anew", "-", "anew"]
+    (told,) = (words for words in found.warnings if words.startswith("momentum"))
+    assert "children of level 0, k = 100 go on" in told
+    assert "those of level 2, k = 100 begin" in told
+    assert "Momentum anew" in found.caption()
+    back = Result.from_json(found.to_json())
+    assert isinstance(back, Instability)
+    assert back.table() == found.table()
+    for alone in (kept, fresh):
+        assert not any(words.startswith("momentum") for words in measured(alone).warnings)
+    assert "Momentum anew" not in measured(kept).caption()
+    # answers of before had no such column, and are added to
+    old = measured(kept)
+    old.columns.pop("fresh")
+    assert old.table()[2][column] == "kept"
+    assert measured(fresh, known=old).columns["fresh"].tolist() == [False, False, False, True, True]
+
+
+def test_one_pair_has_no_spread() -> None:
+    found = measured([siblings(0, 30)])
+    assert "15.0 pp at k = 0" in found.summary()
+    assert "±" not in found.summary() + str(found.table())
+    assert "±" in measured([siblings(0, 30), siblings(0, 20, 1)]).summary()
 
 
 def test_states_added_to_a_known_answer_are_those_measured_at_once() -> None:
