@@ -47,7 +47,7 @@ from landscape.analysis.barriers import (
     hills,
     recomputed,
 )
-from landscape.analysis.ladders import matching, spread
+from landscape.analysis.ladders import matching, noise, spread
 from landscape.analysis.styles import BLUE, GREEN, GREY, ORANGE, PURPLE, SEQUENTIAL, VERMILION, heading, interactive
 from landscape.errors import UsageError, unknown
 from landscape.masks import Mask
@@ -463,7 +463,8 @@ def chain(
     base = by_row[0] if dense_end is None else _by_row(test.with_buffers(dense_end.buffers or {}), dense_end.point)
     gap = np.array([(rows - base).mean() for rows in by_row])
     gap_error = np.array([(rows - base).std() / math.sqrt(len(rows)) for rows in by_row])
-    bound, interval = spread(dense) if eps is None else (eps, [eps, eps])
+    least = noise(base) if test.loss.classifies else 0.0
+    bound, interval = spread(dense, least) if eps is None else (eps, [eps, eps])
     verdicts = [matching(one, error, bound, interval) for one, error in zip(gap, gap_error, strict=True)]
     verdicts = ["undecided" if verdict == "unknown" else verdict for verdict in verdicts]
     decided = _crossed(verdicts[1:], connected, found.degenerate)

@@ -177,7 +177,7 @@ def imp(
             "data": task_.data.description,
             "fingerprint": task_.data.fingerprint,
         }
-        more = {**_fields(plan), "versions": run.record()["versions"], "made": now()}
+        more = {**_fields(plan), "seed": common.seed, "versions": run.record()["versions"], "made": now()}
         return dataclasses.replace(result, provenance={**result.provenance, **about, **more})
 
     answer(run, "ladder", {**grid, "levels trained": there, "beside": beside}, compute, common.json, show=tell_table)
@@ -537,7 +537,8 @@ def _spawned(
         siblings = []
         for (parent, anew), brood in zip(families, broods, strict=True):
             points, buffers = branches.ends(run, f, [branch.name for branch in brood])
-            siblings.append(Siblings(parent.start.step, parent.replicate, parent.start.point, points, buffers, parent.mask, parent.level, parent.density, anew))  # fmt: skip
+            fresh = bool(parent.start.step) and not parent.start.moments
+            siblings.append(Siblings(parent.start.step, parent.replicate, parent.start.point, points, buffers, parent.mask, parent.level, parent.density, anew, fresh))  # fmt: skip
         answered = instability(
             train, test, siblings, steps=families[0][0].recipe.steps, threshold=chosen.threshold, points=chosen.points, bn=chosen.bn, varied=chosen.vary,
             seed=common.seed, known=answered,
