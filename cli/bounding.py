@@ -10,8 +10,8 @@ from cyclopts import Parameter
 
 from landscape.cli.making import _begun
 from landscape.cli.measuring import _about, _about_place, _alone, _asked, _at, _of_all, _positive, _pruned, _site
-from landscape.cli.options import WHOLE, Common, Subject, answer
-from landscape.cli.reducing import _numbers, _tell
+from landscape.cli.options import WHOLE, Common, Subject, answer, tell_table
+from landscape.cli.reducing import _numbers
 from landscape.errors import UsageError
 from landscape.runs import Run, now, place
 
@@ -112,7 +112,7 @@ def width(
         )
         return _of_all(_about(answered, site, task), _pruned(end))
 
-    answer(end.run, "width", question, compute, common.json, show=_tell)
+    answer(end.run, "width", question, compute, common.json, show=tell_table)
 
 
 def _measured(path: Path) -> Threshold:
@@ -260,7 +260,7 @@ def well(
 
     with _begun(run):
         done = run.begin("well", options, about)
-        answer(run, "well", {**options, "fingerprint": fingerprint, **chosen}, compute, json, show=_tell)
+        answer(run, "well", {**options, "fingerprint": fingerprint, **chosen}, compute, json, show=tell_table)
         if not done:
             run.update(state="finished", ended=now())
 
@@ -332,4 +332,4 @@ def explore(
         found = exploration(site.train, site.point, levels, towards=towards, seed=common.seed, **chosen)
         return _of_all(_about(found, site, task), _pruned(where))
 
-    answer(where.run, "exploration", {**question, **_asked(options, common)}, compute, common.json, show=_tell)
+    answer(where.run, "exploration", {**question, **_asked(options, common)}, compute, common.json, show=tell_table)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from landscape.cli.making import Searching, _about, _begun, _fields, recipe_of
-from landscape.cli.options import WHOLE, Common, Problem, answer, note, tell
+from landscape.cli.options import WHOLE, Common, Problem, answer, note, tell_table
 from landscape.errors import UsageError
 from landscape.runs import Run, now
 
@@ -205,7 +205,7 @@ def threshold(
         question["tickets"] = {
             str(one.folder.resolve()): [level.solution.checksum for level in there] for one, there in beside.values()
         }
-    answer(run, "threshold", question, compute, common.json, show=_tell)
+    answer(run, "threshold", question, compute, common.json, show=tell_table)
 
 
 def _tickets(text: str | None, options: Mapping[str, Any], task: Task) -> dict[str, tuple[Run, list[Level]]]:
@@ -343,7 +343,7 @@ def dldr(
     run = Run(out)
     with _begun(run):
         done = run.begin("dldr", question, _about(found))
-        answer(run, "reduction", question, compute, common.json, show=_tell)
+        answer(run, "reduction", question, compute, common.json, show=tell_table)
         if not done:
             run.update(state="finished", ended=now())
 
@@ -386,13 +386,3 @@ def _watch(training: Iterator[Progress]) -> None:
                 total=state.cells,
                 state=f"{state.what}: step {state.step:,} of {state.steps:,}",
             )
-
-
-def _tell(result: Result, path: Path | None, as_json: bool) -> None:
-    """The table of threshold dimensions above the line."""
-    if not as_json:
-        rows = result.table()
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            print("  ".join(f"{word:<{width}}" for word, width in zip(row, widths, strict=True)).rstrip())
-    tell(result, path, as_json)
