@@ -585,17 +585,38 @@ class Hills:
 
         Raises UsageError for names that there are not; per-example is `midpoint` here, of which it is the mean.
         """
-        curves = self.curves[self.policies[0] if policy is None else policy]
-        name = self.headline if curve is None else curve
-        if name not in curves:
-            raise unknown("curve", name, curves)
-        if definition not in DEFINITIONS or definition == "per-example":
-            raise unknown("definition", definition, [key for key in DEFINITIONS if key != "per-example"])
-        return np.array([by_definition(self.alpha, row)[definition] for row in curves[name]])
+        return valued(self.alpha, self.curves, curve, policy, definition)
 
     def decided(self, threshold: float, policy: str | None = None) -> list[str]:
         """Is each headline barrier below the threshold: yes, no or undecided, by its interval."""
         return self.intervals[self.policies[0] if policy is None else policy].decided(threshold)
+
+
+def valued(
+    alpha: np.ndarray,
+    curves: Mapping[str, Mapping[str, np.ndarray]],
+    curve: str | None = None,
+    policy: str | None = None,
+    definition: str = "linear-baseline",
+) -> np.ndarray:
+    """The barriers (P,) of curves (P, K) at alpha (K,), by policy, then name; by default of the first of each, NaN where undefined.
+
+    Raises UsageError for names that there are not; per-example is `midpoint` here, of which it is the mean.
+    """
+    policy = next(iter(curves)) if policy is None else policy
+    if policy not in curves:
+        raise unknown("BatchNorm policy", policy, curves)
+    name = next(iter(curves[policy])) if curve is None else curve
+    if name not in curves[policy]:
+        raise unknown("curve", name, curves[policy])
+    if definition not in DEFINITIONS or definition == "per-example":
+        raise unknown("definition", definition, [key for key in DEFINITIONS if key != "per-example"])
+    return np.array([by_definition(alpha, row)[definition] for row in curves[policy][name]])
+
+
+def uniform_loss(f: Objective) -> float:
+    """The loss of uniform guesses among the classes that there are; infinite where the loss does not classify."""
+    return math.log(max(len(_classes(f)[0]), 2)) if f.loss.classifies else math.inf
 
 
 def hills(
@@ -1038,7 +1059,7 @@ def _cautions(
         masked = int(np.isnan(losses).sum())
         if masked:
             gaps.append(f"{masked} of {len(losses)} points of the {split} loss")
-        uniform = math.log(max(len(_classes(f)[0]), 2)) if f.loss.classifies else math.inf
+        uniform = uniform_loss(f)
         if losses[[0, -1]].max() >= uniform - NEAR_CHANCE:
             guessing.append(f"{split} loss {_ends(losses, 'loss')}, uniform guessing {uniform:.3g}")
     for name, curve in curves.items():

@@ -41,13 +41,14 @@ from landscape.analysis.barriers import (
     Interval,
     Policies,
     amount,
-    by_definition,
     check_threshold,
     decide,
     hills,
     recomputed,
+    uniform_loss,
+    valued,
 )
-from landscape.analysis.ladders import matching, noise, spread
+from landscape.analysis.ladders import by_row, matching, noise, spread
 from landscape.analysis.styles import BLUE, GREEN, GREY, ORANGE, PURPLE, SEQUENTIAL, VERMILION, heading, interactive
 from landscape.errors import UsageError, unknown
 from landscape.masks import Mask
@@ -120,15 +121,7 @@ class Chain(Result):
         self, curve: str | None = None, policy: str | None = None, definition: str = "linear-baseline"
     ) -> np.ndarray:
         """The barriers (L - 1,) of the successive pairs, by default of the headline; NaN where undefined. Raises UsageError for names that there are not."""
-        policy = policy or self.bn[0]
-        if policy not in self.curves:
-            raise unknown("BatchNorm policy of this chain", policy, self.curves)
-        curves, name = self.curves[policy], curve or self.headline
-        if name not in curves:
-            raise unknown("curve", name, curves)
-        return np.array([by_definition(self.alpha, row)[definition] for row in curves[name]])
-
-    # -- words ---------------------------------------------------------------
+        return valued(self.alpha, self.curves, curve, policy, definition)
 
     def summary(self) -> str:
         """See Result."""
@@ -458,11 +451,11 @@ def chain(
     connected = [
         "degenerate" if bad else one for one, bad in zip(found.decided(threshold), found.degenerate, strict=True)
     ]
-    by_row = [_by_row(test.with_buffers(end.buffers or {}), end.point) for end in ends]
-    values = np.array([rows.mean() for rows in by_row])
-    base = by_row[0] if dense_end is None else _by_row(test.with_buffers(dense_end.buffers or {}), dense_end.point)
-    gap = np.array([(rows - base).mean() for rows in by_row])
-    gap_error = np.array([(rows - base).std() / math.sqrt(len(rows)) for rows in by_row])
+    rowwise = [by_row(test.with_buffers(end.buffers or {}), end.point)[0] for end in ends]
+    values = np.array([rows.mean() for rows in rowwise])
+    base = rowwise[0] if dense_end is None else by_row(test.with_buffers(dense_end.buffers or {}), dense_end.point)[0]
+    gap = np.array([(rows - base).mean() for rows in rowwise])
+    gap_error = np.array([(rows - base).std() / math.sqrt(len(rows)) for rows in rowwise])
     least = noise(base) if test.loss.classifies else 0.0
     bound, interval = spread(dense, least) if eps is None else (eps, [eps, eps])
     verdicts = [matching(one, error, bound, interval) for one, error in zip(gap, gap_error, strict=True)]
@@ -541,7 +534,7 @@ def chain(
         rewound_loss=_rewound_losses(train, rewound, rewound_buffers, statistics, found.policies != (UNNEEDED,)),
         rewound_norm=norms,
         rewound_step=steps,
-        guessing=_guessing(train),
+        guessing=uniform_loss(train) if train.loss.classifies else None,
         bn=list(found.policies),
         rows={
             "test": len(test.rows),
@@ -553,12 +546,6 @@ def chain(
 
 
 # -- matching ---------------------------------------------------------------------------------------------------------
-
-
-def _by_row(f: Objective, z: Tensor) -> np.ndarray:
-    """Error by row (N,), or loss where that does not classify; float64."""
-    losses, right = f.by_row(z)
-    return (1 - right if f.loss.classifies else losses).cpu().double().numpy()
 
 
 def _crossed(matching: Sequence[str], connected: Sequence[str], degenerate: np.ndarray) -> np.ndarray:
@@ -636,11 +623,14 @@ def _rewinding(rewound: Tensor | None, masks: Sequence[Mask] | None) -> tuple[np
     """|m_l w_tau| (L,), and how far the next mask moves each (L - 1,)."""
     if rewound is None:
         return np.empty(0), np.empty(0)
-    whole = rewound.cpu().double()
-    norms = whole.norm(dim=1).numpy()
-    if masks is None:
-        return norms, np.zeros(len(whole) - 1)
-    return norms, np.array([float((point - mask.apply(point)).norm()) for point, mask in zip(whole[:-1], masks[1:], strict=True)])  # fmt: skip
+    norms = rewound.cpu().double().norm(dim=1).numpy()
+    return norms, np.zeros(len(rewound) - 1) if masks is None else _moved(rewound, masks)
+
+
+def _moved(points: Tensor, masks: Sequence[Mask]) -> np.ndarray:
+    """How far the next mask moves each point of (L, D) but the last: (L - 1,)."""
+    whole = points.cpu().double()
+    return np.array([float((w - mask.apply(w)).norm()) for w, mask in zip(whole[:-1], masks[1:], strict=True)])
 
 
 def _rewound_losses(
@@ -666,16 +656,8 @@ def _projected(solutions: Tensor, masks: Sequence[Mask] | None) -> np.ndarray:
     """How far the next mask moves each solution, relative to its norm (L - 1,)."""
     if masks is None:
         return np.full(len(solutions) - 1, math.nan)
-    whole = solutions.cpu().double()
-    return np.array([float((w - mask.apply(w)).norm() / w.norm()) for w, mask in zip(whole[:-1], masks[1:], strict=True)])  # fmt: skip
-
-
-def _guessing(f: Objective) -> float | None:
-    """The loss of uniform guesses among the classes that there are."""
-    if not f.loss.classifies:
-        return None
-    targets = f.rows.targets
-    return math.log(max(len(torch.unique(targets[targets >= 0])), 2))
+    found: np.ndarray = _moved(solutions, masks) / solutions[:-1].cpu().double().norm(dim=1).numpy()
+    return found
 
 
 # -- checks and words -------------------------------------------------------------------------------------------------

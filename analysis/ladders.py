@@ -367,6 +367,13 @@ def noise(errors: np.ndarray) -> float:
     return max(float(errors.std()) / math.sqrt(len(errors)), 1 / len(errors))
 
 
+def by_row(f: Objective, z: Tensor) -> tuple[np.ndarray, float]:
+    """Errors by row (N,), or losses where these do not classify, in float64; and the mean loss."""
+    losses, right = f.by_row(z)
+    rows = 1 - right if f.loss.classifies else losses
+    return rows.cpu().double().numpy(), float(losses.mean())
+
+
 def ladder(
     train: Objective,
     test: Objective,
@@ -387,9 +394,7 @@ def ladder(
     classifies = test.loss.classifies
 
     def rowwise(point: Tensor, own: Buffers) -> tuple[np.ndarray, float]:
-        losses, right = test.with_buffers(own).by_row(point)
-        rows = 1 - right if classifies else losses
-        return rows.cpu().double().numpy(), float(losses.mean())
+        return by_row(test.with_buffers(own), point)
 
     scores = [rowwise(point, own) for point, own in zip(points, buffers, strict=True)]
     trained = [train.with_buffers(own).value(point) for point, own in zip(points, buffers, strict=True)]

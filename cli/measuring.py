@@ -566,12 +566,11 @@ def _chain(text: str, levels: str, given: dict[str, Any], options: Subject, comm
 
         from landscape.analysis.barriers import End
         from landscape.analysis.chains import chain
-        from landscape.recordings import describe, site, taken
+        from landscape.recordings import describe, some_rows, taken
 
         device, dtype = common.torch()
-        task, train, test = tickets.objective(
-            run, code=options.task, data=options.data, device=device, dtype=dtype, limit=options.rows
-        )
+        task, whole, test = tickets.objective(run, code=options.task, data=options.data, device=device, dtype=dtype)
+        train = some_rows(whole, options.rows)
         solutions = [taken(train, level.solution) for level in rungs]
         rewound = [taken(train, level.rewound) for level in rungs]
         if rungs[0].number == 0:  # trained from step 0 on; what the others go back to is the rewind step
@@ -594,9 +593,11 @@ def _chain(text: str, levels: str, given: dict[str, Any], options: Subject, comm
             seed=common.seed,
             **chosen,
         )
-        where = site(rungs[0].solution, task, device=device, dtype=dtype, limit=options.rows)
+        where = rungs[0].solution
         kept = {name: run.options[name] for name in ("rate", "rewind", "variant", "criterion", "noise") if name in run.options}  # fmt: skip
-        return dataclasses.replace(found, provenance={**found.provenance, **describe(where, task), "pruning": kept})
+        return dataclasses.replace(
+            found, provenance={**found.provenance, **describe(where.run, task, step=where.step), "pruning": kept}
+        )
 
     answer(run, "chain", {**question, **_asked(options, common)}, compute, common.json)
 
@@ -710,7 +711,9 @@ def _at(where: Place, task: Task, options: Subject, common: Common) -> Site:
 def _about(result: Result, site: Site, task: Task) -> Result:
     from landscape.recordings import describe
 
-    return dataclasses.replace(result, provenance={**result.provenance, **describe(site, task)})
+    return dataclasses.replace(
+        result, provenance={**result.provenance, **describe(site.place.run, task, step=site.place.step)}
+    )
 
 
 def _recorded_loss(where: Place) -> float | None:

@@ -15,8 +15,8 @@ from cyclopts import Parameter
 from landscape.cli.making import Descending, _about, _begun, _every, _fields, recipe_of
 from landscape.cli.measuring import _asked
 from landscape.cli.options import WHOLE, Common, Problem, Subject, answer, note, tell_table
-from landscape.errors import LandscapeError, UsageError
-from landscape.runs import Place, Run, now
+from landscape.errors import DivergedError, LandscapeError, UsageError
+from landscape.runs import Place, Run, last, now
 
 if TYPE_CHECKING:
     from landscape import tickets
@@ -112,14 +112,14 @@ def imp(
     """
     from landscape import tickets
     from landscape.analysis.ladders import ladder
-    from landscape.recordings import stop_signals, taken
+    from landscape.recordings import describe, site, stop_signals, taken
 
     common = common.resolved()
     device, dtype = common.torch()
     task = _named(task, descending.preset)
     found = problem.task(task, download=download)
     recipe = recipe_of(found, dataclasses.asdict(descending))
-    names = tuple(dict.fromkeys(name.strip() for name in (ablations or "").split(",") if name.strip()))
+    names = tuple(_words(ablations or ""))
     plan = tickets.Plan(levels=levels, replicates=replicates, ablations=names, **dataclasses.asdict(pruning))
     every = max(1, recipe.steps // 20) if record_every == "auto" else _every(record_every, recipe.steps)
     grid: dict[str, Any] = {"levels": levels, "replicates": replicates, "ablations": list(names)}
@@ -143,22 +143,18 @@ def imp(
         run.update(grid=grid)
         with stop_signals():
             watch(training, f"pruning {found.name}")
-    there = [level.run.record()["ended"] for level in tickets.levels(run)]
-    beside = [own.record()["ended"] for own in tickets.beside(run)]
+    rungs, dense, ablated = tickets.levels(run), tickets.replicates(run), tickets.ablations(run)
+    beside = [*dense, *(own for owns in ablated.values() for own in owns.values())]
+    question = {
+        **grid,
+        "levels trained": [level.run.record()["ended"] for level in rungs],
+        "beside": [own.record()["ended"] for own in beside],
+    }
 
     def compute() -> Result:
-        rungs = tickets.levels(run)
-        task_, train, test = tickets.objective(run, code=task, data=problem.data, device=device, dtype=dtype)
+        here = site(rungs[0].solution, found, device=device, dtype=dtype)
+        train, test = here.train, here.test
         states = [taken(train, level.solution) for level in rungs]
-        dense = [taken(train, last(own)) for own in tickets.replicates(run)]
-        beside = {
-            kind: {
-                level.number: taken(train, last(own))
-                for level in rungs
-                if (own := run.branch(tickets.ablation_name(kind, level.number))).record_path.exists()
-            }
-            for kind in grid["ablations"]
-        }
         result = ladder(
             train,
             test,
@@ -167,27 +163,19 @@ def imp(
             [level.mask for level in rungs],
             [level.facts for level in rungs],
             among=tickets.prunable(train, plan),
-            replicates=dense,
-            ablations=beside,
+            replicates=[taken(train, last(own)) for own in dense],
+            ablations={
+                kind: {number: taken(train, last(own)) for number, own in owns.items()}
+                for kind, owns in ablated.items()
+            },
             fixed_rate=None if plan.variant == "adaptive" else plan.rate,
         )
-        about = {
-            "run": str(run.folder),
-            "task": task_.name,
-            "data": task_.data.description,
-            "fingerprint": task_.data.fingerprint,
-        }
-        more = {**_fields(plan), "seed": common.seed, "versions": run.record()["versions"], "made": now()}
-        return dataclasses.replace(result, provenance={**result.provenance, **about, **more})
+        about = describe(run, found, **_fields(plan), seed=common.seed)
+        return dataclasses.replace(result, provenance={**result.provenance, **about})
 
-    answer(run, "ladder", {**grid, "levels trained": there, "beside": beside}, compute, common.json, show=tell_table)
+    answer(run, "ladder", question, compute, common.json, show=tell_table)
     if stopped := run.record().get("stopped"):
         raise LandscapeError(stopped)
-
-
-def last(run: Run) -> Place:
-    """The last recorded point of a run."""
-    return Place(run, int(run.trajectory().steps[-1]))
 
 
 def _named(task: str | None, preset: str | None) -> str:
@@ -383,7 +371,7 @@ def _spawn_task(
     from landscape import branches
     from landscape.analysis.instabilities import candidates
     from landscape.objectives import Objective
-    from landscape.recordings import ended, site, state_of, stop_signals
+    from landscape.recordings import describe, ended, some_rows, state_of, stop_signals
 
     common = common.resolved()
     device, dtype = common.torch()
@@ -413,14 +401,25 @@ def _spawn_task(
     def compute() -> Result:
         with stop_signals():
             watch(branches.grow(run, task, f, recipe, parents), "training parents")
-        here = site(last(branches.of(run, parents[0].name)), task, device=device, dtype=dtype, limit=chosen.rows)
 
         def states(level: int, step: int) -> list[_Parent]:
             starts = [state_of(branches.of(run, parent.name), step, f) for parent in parents]
             return [_Parent(level, number, start, None, 1.0, recipe) for number, start in enumerate(starts)]
 
-        found = _spawned(run, task, f, here.train, here.test, states, {0: asked}, {0: among}, chosen, common)
-        return _told_of(found, run, task, seeds=seeds)
+        found = _spawned(
+            run,
+            task,
+            f,
+            some_rows(f, chosen.rows),
+            f.on(task.data.test),
+            states,
+            {0: asked},
+            {0: among},
+            chosen,
+            common,
+        )
+        about = describe(run, task, seeds=seeds)
+        return dataclasses.replace(found, provenance={**found.provenance, **about})
 
     # not within `answer`: what is trained shows its own progress
     try:
@@ -435,7 +434,7 @@ def _spawn_task(
 def _spawn_levels(folder: str, text: str | None, chosen: _Spawning, options: Subject, common: Common) -> None:
     from landscape import tickets
     from landscape.descent import Start
-    from landscape.recordings import taken
+    from landscape.recordings import describe, some_rows, taken
 
     own = Run.open(Path(folder))
     found = {level.number: level for level in tickets.chosen(own, text)}
@@ -455,9 +454,7 @@ def _spawn_levels(folder: str, text: str | None, chosen: _Spawning, options: Sub
     def compute() -> Result:
         device, dtype = common.torch()
         task, f, test = tickets.objective(own, code=options.task, data=options.data, device=device, dtype=dtype)
-        train = f
-        if options.rows is not None:
-            _, train, _ = tickets.objective(own, code=options.task, data=options.data, device=device, dtype=dtype, limit=options.rows)  # fmt: skip
+        train = some_rows(f, options.rows)
 
         def states(number: int, step: int) -> list[_Parent]:
             level = found[number]
@@ -473,11 +470,13 @@ def _spawn_levels(folder: str, text: str | None, chosen: _Spawning, options: Sub
             return [_Parent(number, 0, start, level.mask if number else None, level.facts["density"], recipes[number])]
 
         among = {}
+        dense = own.level(0).trajectory().steps.tolist()
         for number, level in found.items():
-            dense, later = (run.trajectory().steps.tolist() for run in (tickets.levels(own)[0].run, level.run))
+            later = level.run.trajectory().steps.tolist()
             among[number] = sorted({*(step for step in dense if step <= plan.rewind), *(step for step in later[:-1] if step > plan.rewind)})  # fmt: skip
         result = _spawned(own, task, f, train, test, states, dict.fromkeys(found, asked), among, chosen, common)
-        return _told_of(result, own, task, seeds=[own.options["seed"]], rewind=plan.rewind, variant=plan.variant)
+        about = describe(own, task, seeds=[own.options["seed"]], rewind=plan.rewind, variant=plan.variant)
+        return dataclasses.replace(result, provenance={**result.provenance, **about})
 
     made = [] if own.find("instability", question) else [compute()]
     answer(own, "instability", question, made.pop, common.json, show=tell_table)
@@ -547,15 +546,6 @@ def _spawned(
         pending = {level: [step] for level, step in following.items() if step is not None}
     assert answered is not None
     return answered
-
-
-def _told_of(result: Result, run: Run, task: Task, **more: Any) -> Result:
-    """With what the answer depends on."""
-    about = {
-        "run": str(run.folder), "task": task.name, "data": task.data.description, "fingerprint": task.data.fingerprint, "versions": run.record()["versions"],
-        **more, "made": now(),
-    }  # fmt: skip
-    return dataclasses.replace(result, provenance={**result.provenance, **about})
 
 
 def robustness(
@@ -648,15 +638,11 @@ def _perturbed(
     from landscape.analysis.robustnesses import Child, Ticket
     from landscape.analysis.robustnesses import robustness as measure
     from landscape.descent import Start
-    from landscape.recordings import stop_signals, taken
+    from landscape.recordings import describe, some_rows, stop_signals, taken
 
     device, dtype = common.torch()
     task, f, test = tickets.objective(own, code=options.task, data=options.data, device=device, dtype=dtype)
-    train = f
-    if options.rows is not None:
-        _, train, _ = tickets.objective(
-            own, code=options.task, data=options.data, device=device, dtype=dtype, limit=options.rows
-        )
+    train = some_rows(f, options.rows)
     plan, there = tickets.plan(own), tickets.levels(own)
     solutions = {level.number: End(*taken(f, level.solution), level.mask) for level in there}
     starts: dict[int, Start] = {}
@@ -684,21 +670,13 @@ def _perturbed(
             )  # fmt: skip
         lost: set[str] = set()
         for recipe in dict.fromkeys(recipes.values()):
-            left = [made[child.name] for child in children if recipes[child.ticket.number] == recipe]
-            while left:
-                try:
-                    with stop_signals():
-                        watch(branches.grow(own, task, f, recipe, left), "training perturbed runs")
-                    break
-                except UsageError:
-                    raise
-                except LandscapeError:
-                    # what diverges from so far away is a finding; the others go on
-                    new = {branch.name for branch in left if own.branch(branch.name).record()["state"] == "failed"}
-                    if not new:
-                        raise
-                    lost |= new
-                    left = [branch for branch in left if branch.name not in lost]
+            mine = [made[child.name] for child in children if recipes[child.ticket.number] == recipe]
+            try:
+                with stop_signals():
+                    watch(branches.grow(own, task, f, recipe, mine), "training perturbed runs")
+            except DivergedError:
+                # what diverges from so far away is a finding; the others are trained
+                lost |= {branch.name for branch in mine if not own.branch(branch.name).is_finished}
         kept = [child for child in children if child.name not in lost]
         points, buffers_there = branches.ends(own, f, [child.name for child in kept])
         grown = {
@@ -708,10 +686,7 @@ def _perturbed(
         return [grown.get(child.name) for child in children]
 
     answered = measure(train, test, asked, grow, prunable=tickets.prunable(f, plan), seed=common.seed, **chosen)
-    about = {
-        "task": task.name, "data": task.data.description, "fingerprint": task.data.fingerprint, "run": str(own.folder), "versions": own.record()["versions"],
-        "noise": plan.noise, "rewind": plan.rewind, "variant": plan.variant, "made": now(),
-    }  # fmt: skip
+    about = describe(own, task, noise=plan.noise, rewind=plan.rewind, variant=plan.variant)
     return dataclasses.replace(answered, provenance={**answered.provenance, **about})
 
 
@@ -854,6 +829,7 @@ def retraining(
     from landscape import tickets
     from landscape.analysis.magnitudes import Stage
     from landscape.analysis.magnitudes import retraining as measure
+    from landscape.recordings import describe
 
     common = common.resolved()
     runs = [Run.open(Path(folder)) for folder in (run, *others)]
@@ -898,15 +874,8 @@ def retraining(
         ]
         if len(set(names)) < len(names):  # folders of one name in different places
             names = [f"{name} {number}" for number, name in enumerate(names, 1)]
-        about = {
-            "task": task.name,
-            "data": task.data.description,
-            "fingerprint": task.data.fingerprint,
-            "runs": [str(one.folder) for one in runs],
-            "seeds": [one.options["seed"] for one in runs],
-            "versions": runs[0].record()["versions"],
-            "made": now(),
-        }
+        seeds = [one.options["seed"] for one in runs]
+        about = describe(runs[0], task, runs=[str(one.folder) for one in runs], seeds=seeds)
         sides = {name: stages(there) for name, there in zip(names, found, strict=True)}
         return measure(sides, prunable=among[0], levels=drawn, provenance=about)
 

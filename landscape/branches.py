@@ -26,11 +26,11 @@ from torch import Tensor
 
 from landscape import files, subspaces
 from landscape.descent import Recipe, Start, State, descend, member_bytes, saved_bytes
-from landscape.errors import LandscapeError, UsageError
+from landscape.errors import DivergedError, UsageError
 from landscape.masks import Mask
 from landscape.objectives import Buffers, Objective
 from landscape.recordings import ended, keep_state, record, row_of, taken
-from landscape.runs import Place, Run, now
+from landscape.runs import Run, last, now
 from landscape.subspaces import Subspace
 from landscape.tasks import Task
 from landscape.trajectories import TrajectoryWriter
@@ -75,8 +75,8 @@ def grow(run: Run, task: Task, f: Objective, recipe: Recipe, branches: Sequence[
     """Train what is missing of the branches in the run's folder, each from its step to recipe.steps; yields now and then.
 
     f: the task's whole objective on its train rows.
-    Raises UsageError for a branch that starts beyond the recipe's end, and for a folder of the same name that holds another branch; LandscapeError where a
-    loss stops being finite: the other branches of its ensemble are kept.
+    Raises UsageError for a branch that starts beyond the recipe's end, and for a folder of the same name that holds another branch; DivergedError where a
+    loss stopped being finite, once all others are trained: these are kept.
     """
     names = [branch.name for branch in branches]
     if len(set(names)) < len(names):
@@ -94,14 +94,18 @@ def grow(run: Run, task: Task, f: Objective, recipe: Recipe, branches: Sequence[
     for group in _groups(run, f, recipe, branches, todo):
         missing = [branch for branch in group if branch in todo]
         what = group[0].name if len(group) == 1 else f"{group[0].name} to {group[-1].name}"
-        for step in (
-            _together(run, task, f, recipe, group, lost) if len(group) > 1 else _alone(run, task, recipe, group[0])
-        ):
-            yield Progress(what, step, recipe.steps, done, len(branches))
+        try:
+            trained = (
+                _together(run, task, f, recipe, group, lost) if len(group) > 1 else _alone(run, task, recipe, group[0])
+            )
+            for step in trained:
+                yield Progress(what, step, recipe.steps, done, len(branches))
+        except DivergedError:  # of one that descends alone
+            lost.append(group[0].name)
         done += len(missing)
         yield Progress(what, recipe.steps, recipe.steps, done, len(branches))
     if lost:
-        raise LandscapeError(
+        raise DivergedError(
             f"the loss stopped being finite in {', '.join(lost)}. Use a smaller --lr, --warmup or --clip; the others are kept."
         )
 
@@ -113,10 +117,7 @@ def of(run: Run, name: str) -> Run:
 
 def ends(run: Run, f: Objective, names: Sequence[str]) -> tuple[Tensor, list[Buffers]]:
     """The last points (E, D) of branches, and the buffers there."""
-    found = []
-    for name in names:
-        branch = of(run, name)
-        found.append(taken(f, Place(branch, int(branch.trajectory().steps[-1]))))
+    found = [taken(f, last(of(run, name))) for name in names]
     return torch.stack([point for point, _ in found]), [buffers for _, buffers in found]
 
 
@@ -132,8 +133,7 @@ def options_of(run: Run, recipe: Recipe, **more: Any) -> dict[str, Any]:
 def _is_done(run: Run, branch: Branch) -> bool:
     own = run.branch(branch.name)
     return (
-        own.record_path.exists()
-        and own.record()["state"] == "finished"
+        own.is_finished
         and own.options.get("start") == _checksum(branch)
         and all(own.state_path(step).exists() for step in branch.keep)
     )

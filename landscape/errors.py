@@ -15,6 +15,10 @@ class LandscapeError(Exception):
     exit_code = 1
 
 
+class DivergedError(LandscapeError):
+    """The loss of a training stopped being finite (exit 1); what was recorded before is kept."""
+
+
 class UsageError(LandscapeError):
     """The question was put wrongly: an unknown name, a value out of range, a run that is not there (exit 2)."""
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from landscape import checkpoints, families, files, solvers, subspaces, tasks
 from landscape.descent import Recipe, Start, State, descend, recorded, redrawn
-from landscape.errors import LandscapeError, UnsafeInputError, UsageError, unknown
+from landscape.errors import DivergedError, UnsafeInputError, UsageError, unknown
 from landscape.families import Choice, Family, Source
 from landscape.objectives import Buffers, Objective, flat_buffers, named_buffers
 from landscape.runs import Place, Run, now
@@ -148,7 +148,7 @@ def record(
                     keep_state(run, state)
                 if state.step % interval == 0 or state.step == recipe.steps:
                     if not math.isfinite(float(state.loss)):
-                        raise LandscapeError(
+                        raise DivergedError(
                             f"the loss is {float(state.loss)} at step {state.step}: descent diverged. Use a smaller --lr, --warmup or --clip; what was recorded is kept."
                         )
                     metrics = _metrics(state, f, test, recipe)
@@ -516,7 +516,7 @@ class Site:
 
 
 def site(where: Place, task: Task, *, device: torch.device, dtype: torch.dtype, limit: int | None = None) -> Site:
-    """The objectives and the point of a place. limit: measure on this many training rows only, drawn evenly from the stream (0, "rows").
+    """The objectives and the point of a place. limit: measure on this many training rows only (see `some_rows`).
 
     Raises UsageError where the task's model is not the one recorded.
     """
@@ -527,13 +527,19 @@ def site(where: Place, task: Task, *, device: torch.device, dtype: torch.dtype, 
     point, buffers = taken(f, where)
     f = f.with_buffers(buffers)
     test = f.on(task.data.test)
-    if limit is not None:
-        if limit < 1:
-            raise UsageError(f"at least 1 row is needed; got {limit}.")
-        if limit < len(f.rows):
-            drawn = torch.randperm(len(f.rows), generator=torch.Generator().manual_seed(child_seed(0, "rows")))[:limit]
-            f = f.on(drawn.sort().values.to(f.device))
-    return Site(where, f, test, point)
+    return Site(where, some_rows(f, limit), test, point)
+
+
+def some_rows(f: Objective, limit: int | None) -> Objective:
+    """The objective on so many of its rows only, drawn evenly from the stream (0, "rows"); on all where that is None. Raises UsageError for less than 1."""
+    if limit is None:
+        return f
+    if limit < 1:
+        raise UsageError(f"at least 1 row is needed; got {limit}.")
+    if limit >= len(f.rows):
+        return f
+    drawn = torch.randperm(len(f.rows), generator=torch.Generator().manual_seed(child_seed(0, "rows")))[:limit]
+    return f.on(drawn.sort().values.to(f.device))
 
 
 def _restore_frozen(run: Run, module: nn.Module) -> None:
@@ -547,15 +553,14 @@ def _restore_frozen(run: Run, module: nn.Module) -> None:
                 named[name].copy_(value)
 
 
-def describe(where: Site, task: Task) -> dict[str, Any]:
-    """What an answer about this site depends on, for its provenance."""
-    record = where.place.run.record()
+def describe(run: Run, task: Task, **more: Any) -> dict[str, Any]:
+    """What an answer about a run depends on, for its provenance; `more` stands with it, such as the step of a place."""
     return {
-        "run": str(where.place.run.folder),
-        "step": where.place.step,
+        "run": str(run.folder),
+        **more,
         "task": task.name,
         "data": task.data.description,
         "fingerprint": task.data.fingerprint,
-        "versions": record["versions"],
+        "versions": run.record()["versions"],
         "made": now(),
     }

@@ -145,6 +145,11 @@ class Run:
         return dict(record)
 
     @property
+    def is_finished(self) -> bool:
+        """Whether there is a run here, and it came to its end."""
+        return self.record_path.exists() and self.record()["state"] == "finished"
+
+    @property
     def options(self) -> dict[str, Any]:
         """The question that the run answers, resolved."""
         return dict(self.record()["options"])
@@ -335,6 +340,11 @@ def _level(run: Run, selector: str, text: str) -> tuple[Run, str]:
             f"{run.folder} holds the levels {', '.join(map(str, there))}; got {text!r}. Name one of them: {run.folder}@level={there[-1]}."
         )
     return run.level(int(number)), rest
+
+
+def last(run: Run) -> Place:
+    """The last recorded point of a run that has one."""
+    return Place(run, int(run.trajectory().steps[-1]))
 
 
 def now() -> str:

@@ -26,7 +26,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -41,7 +41,7 @@ from landscape.errors import LandscapeError, UnsafeInputError, UsageError, unkno
 from landscape.masks import Mask
 from landscape.objectives import Buffers, Objective
 from landscape.recordings import record, state_of, taken, task_of
-from landscape.runs import Place, Run, now
+from landscape.runs import Place, Run, last, now
 from landscape.seeds import child_seed
 from landscape.tasks import Task
 
@@ -145,7 +145,7 @@ def levels(run: Run) -> list[Level]:
             )
         own = run.level(number)
         record = own.record()
-        if record["state"] != "finished" or "pruning" not in record:
+        if record["state"] != "finished":
             break
         trajectory = own.trajectory()
         mask = Mask.load(own.mask_path, trajectory.layout)
@@ -153,7 +153,7 @@ def levels(run: Run) -> list[Level]:
             raise UnsafeInputError(
                 f"{own.mask_path} is not the mask that level {number} was trained with. Restore it from a copy."
             )
-        places = Place(own, int(record["options"]["rewound"])), Place(own, int(trajectory.steps[-1]))
+        places = Place(own, int(record["options"]["rewound"])), last(own)
         found.append(Level(number, own, mask, *places))
     if not found:
         raise UsageError(f"{run.folder} has no trained level yet. Go on with the same `landscape imp` command.")
@@ -186,18 +186,16 @@ def objective(
     data: Path | None = None,
     device: torch.device,
     dtype: torch.dtype,
-    limit: int | None = None,
 ) -> tuple[Task, Objective, Objective]:
     """The task of a run of `imp`, and its objectives of train and test rows, once for all levels."""
     task = task_of(run, code=code, data=data)
-    found = recordings.site(levels(run)[0].solution, task, device=device, dtype=dtype, limit=limit)
+    found = recordings.site(last(run.level(0)), task, device=device, dtype=dtype)
     return task, found.train, found.test
 
 
 def recipe(run: Run) -> Recipe:
     """The recipe of the dense training."""
-    options = run.options
-    return Recipe(**_fields(Recipe, options))
+    return Recipe(**_fields(Recipe, run.options))
 
 
 def plan(run: Run) -> Plan:
@@ -223,19 +221,17 @@ def ablation_name(kind: str, level: int) -> str:
 
 def replicates(run: Run) -> list[Run]:
     """The finished dense replicates."""
-    return _finished(run, [dense_name(number) for number in range(1, plan(run).replicates + 1)])
+    found = [run.branch(dense_name(number)) for number in range(1, plan(run).replicates + 1)]
+    return [own for own in found if own.is_finished]
 
 
-def beside(run: Run) -> list[Run]:
-    """The finished branches of a ladder: dense replicates, ablations."""
-    asked = plan(run)
-    names = [ablation_name(kind, number) for kind in asked.ablations for number in run.levels()]
-    return [*replicates(run), *_finished(run, names)]
-
-
-def _finished(run: Run, names: Sequence[str]) -> list[Run]:
-    found = [run.branch(name) for name in names]
-    return [own for own in found if own.record_path.exists() and own.record()["state"] == "finished"]
+def ablations(run: Run) -> dict[str, dict[int, Run]]:
+    """The finished ablations, by kind and level."""
+    found = {}
+    for kind in plan(run).ablations:
+        owns = {number: run.branch(ablation_name(kind, number)) for number in run.levels()}
+        found[kind] = {number: own for number, own in owns.items() if own.is_finished}
+    return found
 
 
 def dense_state(run: Run, step: int, f: Objective) -> Start:
@@ -261,17 +257,18 @@ def following(run: Run, level: Level, f: Objective) -> Mask:
     if level.number + 1 in numbers and run.level(level.number + 1).mask_path.exists():
         return Mask.load(run.level(level.number + 1).mask_path, f.model.layout)
     source = run.level(0 if own.variant == "one-shot" else level.number)
-    w, buffers = taken(f, Place(source, int(source.trajectory().steps[-1])))
+    w, buffers = taken(f, last(source))
     start, _ = taken(f, Place(run.level(0), 0))
     rate = level.facts["rate"] or own.rate if own.variant == "adaptive" else own.rate
     seed = child_seed(int(run.options["seed"]), "pruning", level.number + 1)
     scores = pruning.score(own.criterion, f.with_buffers(buffers), w, level.mask, start=start, seed=seed)
-    return _pruned(f, own, level.mask, scores, rate).mask
+    return _cutter(f, own, prunable(f, own), scores)(level.mask, rate).mask
 
 
-def _pruned(f: Objective, plan: Plan, mask: Mask, scores: Tensor, rate: float) -> pruning.Pruned:
+def _cutter(f: Objective, plan: Plan, among: Mask, scores: Tensor) -> Callable[[Mask, float], pruning.Pruned]:
+    """How a plan prunes a mask at a rate, by scores; what it may prune and its layers, found by passing a row through the network, are the same at every rate."""
     factors = {pruning.layers(f)[-1]: plan.output} if 0 < plan.output < 1 else None
-    return pruning.prune(mask, scores, rate, among=prunable(f, plan), scope=plan.scope, factors=factors)
+    return lambda mask, rate: pruning.prune(mask, scores, rate, among=among, scope=plan.scope, factors=factors)
 
 
 class _Ended(LandscapeError):
@@ -395,7 +392,7 @@ class _Climber:
     def _level(self, number: int) -> Iterator[Progress]:
         own = self._run.level(number)
         while True:
-            if not (own.record_path.exists() and own.record()["state"] == "finished"):
+            if not own.is_finished:
                 if number == 0:
                     mask, facts = Mask.full(self._f.model.layout), self._facts(self._among, 0.0, math.nan)
                 else:
@@ -464,8 +461,7 @@ class _Climber:
         return state.point, state.buffers, state.moments if plan.moments else ()
 
     def _solution(self, number: int, f: Objective) -> tuple[Tensor, Buffers]:
-        own = self._run.level(number)
-        return taken(f, Place(own, int(own.trajectory().steps[-1])))
+        return taken(f, last(self._run.level(number)))
 
     def _mask(self, number: int) -> tuple[Mask, dict[str, Any]]:
         """The mask of a level, from the solution of the one before (one-shot: of the dense one)."""
@@ -476,11 +472,12 @@ class _Climber:
         f = f.with_buffers(buffers)
         start, _ = taken(f, Place(self._run.level(0), 0))
         scores = pruning.score(plan.criterion, f, w, mask, start=start, seed=child_seed(self._seed, "pruning", number))
+        cut = _cutter(f, plan, self._among, scores)
         rate, more = plan.rate, {}
         if plan.variant == "one-shot":
             # as often as iteratively, by the same scores: as many weights, layer by layer
             for _ in range(number - 1):
-                mask = _pruned(f, plan, mask, scores, rate).mask
+                mask = cut(mask, rate).mask
         elif plan.variant == "adaptive" and plan.rule == "retraining":
             rate = self._tried_rate(number)
         elif plan.variant == "adaptive":
@@ -489,7 +486,7 @@ class _Climber:
                 f,
                 w,
                 mask,
-                lambda rate: _pruned(f, plan, mask, scores, rate).mask,
+                lambda rate: cut(mask, rate).mask,
                 among=self._among,
                 tolerance=plan.tolerance,
             )
@@ -498,7 +495,7 @@ class _Climber:
             raise _Ended(
                 f"level {number}: the rule {plan.rule} with tolerance {plan.tolerance:g} lets no weight go. The levels up to {number - 1} are kept; give a larger --tolerance, or --levels {number - 1}."
             )
-        pruned = _pruned(f, plan, mask, scores, rate)
+        pruned = cut(mask, rate)
         if pruned.dead:
             other = "--tolerance" if plan.variant == "adaptive" else "--rate"
             even = "" if plan.scope == "layer" else ", or --scope layer, which prunes every layer alike"
@@ -558,17 +555,14 @@ class _Climber:
             found.append(
                 Branch(dense_name(number), point, buffers, noise=seed + number, facts={"is": "dense replicate"})
             )
+        fresh = self._initial(seed + plan.control) if "reinit" in plan.ablations else None
         beside: dict[Recipe, list[Branch]] = {self._recipe: found}
         for level in levels(self._run)[1:]:
             noise = int(level.run.options["noise"])
             for kind in plan.ablations:
                 if kind == "reinit":
-                    (point, buffers), step, recipe, mask = (
-                        self._initial(seed + plan.control),
-                        0,
-                        self._recipe,
-                        level.mask,
-                    )
+                    assert fresh is not None
+                    (point, buffers), step, recipe, mask = fresh, 0, self._recipe, level.mask
                 else:
                     point, buffers, _ = self._rewound(level.number, f)
                     within: Literal["layer", "global"] = "layer" if kind == "shuffled" else "global"

@@ -181,7 +181,8 @@ def test_levels_replicates_and_ablations_are_added_to_what_is_there(tmp_path, pr
     for _ in climb(run, task, more, RECIPE, seed=0, every=5, device=torch.device("cpu"), dtype=torch.float64):
         pass
     assert run.level(1).record()["ended"] == before and run.levels() == [0, 1, 2]
-    assert len(tickets.replicates(run)) == 1 and len(tickets.beside(run)) == 1 + 2 * 3
+    assert len(tickets.replicates(run)) == 1
+    assert {kind: list(owns) for kind, owns in tickets.ablations(run).items()} == {key: [1, 2] for key in more.ablations}
     among = tickets.prunable(f, PLAN)
     mask = tickets.levels(run)[2].mask
     dense, _ = taken(f, Place(run.level(0), 4))
