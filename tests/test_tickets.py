@@ -182,7 +182,9 @@ def test_levels_replicates_and_ablations_are_added_to_what_is_there(tmp_path, pr
         pass
     assert run.level(1).record()["ended"] == before and run.levels() == [0, 1, 2]
     assert len(tickets.replicates(run)) == 1
-    assert {kind: list(owns) for kind, owns in tickets.ablations(run).items()} == {key: [1, 2] for key in more.ablations}
+    assert {kind: list(owns) for kind, owns in tickets.ablations(run).items()} == {
+        key: [1, 2] for key in more.ablations
+    }
     among = tickets.prunable(f, PLAN)
     mask = tickets.levels(run)[2].mask
     dense, _ = taken(f, Place(run.level(0), 4))
