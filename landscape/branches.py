@@ -31,6 +31,7 @@ from landscape.masks import Mask
 from landscape.objectives import Buffers, Objective
 from landscape.recordings import ended, keep_state, record, row_of, taken
 from landscape.runs import Run, last, now
+from landscape.solvers import SOLVERS
 from landscape.subspaces import Subspace
 from landscape.tasks import Task
 from landscape.trajectories import TrajectoryWriter
@@ -162,8 +163,15 @@ def _checksum(branch: Branch) -> int:
     return crc
 
 
+def within(mask: Tensor, like: Tensor, recipe: Recipe) -> Subspace:
+    """Where a network with a mask (D,) bool, or (E, D), descends: exactly 0 outside. Rules that invert curvature need coordinates without the pruned ones, which one mask for all has."""
+    if recipe.optimizer in SOLVERS and mask.ndim == 1:
+        return subspaces.coordinates(torch.zeros_like(like), mask)
+    return subspaces.axes(mask, like.dtype)
+
+
 def _start(branch: Branch, chart: Subspace | None) -> Start:
-    """In the coordinates of its mask."""
+    """As its mask leaves it."""
     vectors = [branch.point, *branch.moments]
     point, *moments = vectors if chart is None else [chart.project(vector) for vector in vectors]
     return Start(point, branch.step, tuple(moments), branch.buffers)
@@ -173,7 +181,7 @@ def _alone(run: Run, task: Task, recipe: Recipe, branch: Branch) -> Iterator[int
     def restrict(f: Objective, w: Tensor) -> tuple[Objective, Start]:
         if branch.mask is None:
             return f, _start(branch, None)
-        chart = subspaces.coordinates(torch.zeros_like(w), branch.mask.tensor(w.device))
+        chart = within(branch.mask.tensor(w.device), w, recipe)
         return f.restrict(chart), _start(branch, chart)
 
     own = _begin(run, task, recipe, branch)
@@ -241,7 +249,7 @@ def _together(
             own = run.branch(branch.name)
             stack.enter_context(files.exclusive(own.folder, lend=True))
             owns.append(_begin(run, task, recipe, branch, ensemble=[one.name for one in group]))
-        restricted, start = _ensemble(f, group)
+        restricted, start = _ensemble(f, recipe, group)
         order = None if group[0].order is None else [int(branch.order or 0) for branch in group]
         writers = [TrajectoryWriter(own.trajectory_path, f.model.layout) for own in owns]
         first, every = group[0].step, max(1, recipe.steps // EVALUATIONS)
@@ -275,18 +283,17 @@ def _together(
             raise
 
 
-def _ensemble(f: Objective, group: Sequence[Branch]) -> tuple[Objective, Start]:
-    """The objective that all move on, and their starts (E, d): in the coordinates of the mask that all share, else embedded, each with zeros where its own mask has."""
+def _ensemble(f: Objective, recipe: Recipe, group: Sequence[Branch]) -> tuple[Objective, Start]:
+    """The objective that all move on, and their starts (E, d): where there are masks, with zeros where its own has."""
     masks = [branch.mask for branch in group]
     points = torch.stack([branch.point for branch in group])
     chart: Subspace | None = None
     if masks[0] is not None and all(mask == masks[0] for mask in masks):
-        chart = subspaces.coordinates(torch.zeros_like(points[0]), masks[0].tensor(points.device))
+        chart = within(masks[0].tensor(points.device), points[0], recipe)
     elif any(mask is not None for mask in masks):
         full = torch.ones(points.shape[1], dtype=torch.bool, device=points.device)
-        chart = subspaces.axes(
-            torch.stack([full if mask is None else mask.tensor(points.device) for mask in masks]), points.dtype
-        )
+        stacked = torch.stack([full if mask is None else mask.tensor(points.device) for mask in masks])
+        chart = within(stacked, points[0], recipe)
     starts = [_start(branch, None) for branch in group]
     vectors = [torch.stack(found) for found in zip(*[(s.point, *s.moments) for s in starts], strict=True)]
     point, *moments = vectors if chart is None else [chart.project(vector) for vector in vectors]

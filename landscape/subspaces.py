@@ -138,18 +138,20 @@ def coordinates(origin: Tensor, mask: Tensor) -> Subspace:
 
 
 def axes(masks: Tensor, dtype: torch.dtype) -> Subspace:
-    """The axial subspaces through 0 of an ensemble, a mask (D,) each: masks (E, D) bool. Coordinates are (E, D) themselves; those outside a mask do nothing.
+    """The axial subspace through 0 of a mask (D,) bool, or of an ensemble with a mask (E, D) each. Coordinates are the D entries themselves; those outside the mask do nothing.
 
-    What starts at 0 outside the mask stays exactly there: its gradient is 0. `coordinates` is faster where all masks are one.
+    What starts at 0 outside the mask stays exactly there: its gradient is 0. A product with the mask costs a third of what `coordinates` takes to gather and
+    scatter, but matrices of second derivatives are singular here.
     """
-    if masks.ndim != 2 or masks.dtype != torch.bool:
-        raise UsageError(f"masks of an ensemble are bool (E, D); got {masks.dtype} {tuple(masks.shape)}.")
+    if masks.ndim not in (1, 2) or masks.dtype != torch.bool:
+        raise UsageError(f"masks are bool (D,), or (E, D) of an ensemble; got {masks.dtype} {tuple(masks.shape)}.")
     kept = masks.to(dtype)  # a product is 15 times faster than masked_fill
 
     def keep(v: Tensor) -> Tensor:
         return v * kept
 
-    return Subspace(torch.zeros(masks.shape[1], dtype=dtype, device=masks.device), masks.shape[1], keep, keep)
+    dim = masks.shape[-1]
+    return Subspace(torch.zeros(dim, dtype=dtype, device=masks.device), dim, keep, keep, keep)
 
 
 def random(

@@ -34,7 +34,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from landscape import adaptive, branches, files, pruning, recordings, solvers, subspaces
+from landscape import adaptive, branches, files, pruning, recordings, solvers
 from landscape.branches import Branch
 from landscape.descent import Recipe, Start
 from landscape.errors import LandscapeError, UnsafeInputError, UsageError, unknown
@@ -421,7 +421,7 @@ class _Climber:
         def restrict(f: Objective, w: Tensor) -> tuple[Objective, Start]:
             if not number:
                 return f, Start(w)
-            chart = subspaces.coordinates(torch.zeros_like(w), mask.tensor(w.device))
+            chart = branches.within(mask.tensor(w.device), w, recipe)
             point, buffers, moments = self._rewound(number, f)
             start = Start(chart.project(point), step, tuple(chart.project(m) for m in moments), buffers)
             return f.restrict(chart), start

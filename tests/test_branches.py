@@ -212,9 +212,11 @@ def test_a_convolution_descends_alone_and_resumes(tmp_path):
 def test_a_group_starts_together_only_where_the_moments_agree(problem):
     _, f, w = problem
     mask = half(f)
-    restricted, start = branches._ensemble(
-        f, [Branch("a", mask.apply(w), {}, mask), Branch("b", mask.apply(w), {}, mask)]
-    )
+    group = [Branch("a", mask.apply(w), {}, mask), Branch("b", mask.apply(w), {}, mask)]
+    restricted, start = branches._ensemble(f, Recipe(steps=1), group)
+    assert restricted.dim == f.dim and torch.equal(start.point, mask.apply(w).expand(2, -1))
+    # rules that invert curvature have no coordinate without any
+    restricted, start = branches._ensemble(f, Recipe(steps=1, optimizer="bfgs"), group)
     assert restricted.dim == mask.size and start.point.shape == (2, mask.size)
     chart = coordinates(torch.zeros_like(w), mask.tensor())
     assert torch.equal(start.point[0], chart.project(w))
