@@ -954,11 +954,12 @@ def _interval(alpha: np.ndarray, rows: np.ndarray, finite: np.ndarray, seed: int
     value = float((excess @ np.bincount(inverse, minlength=len(first))).max() / n)
     random = np.random.default_rng(seed)
     tops = np.empty(DRAWS)
-    block = max(1, 2**22 // max(len(first), 1))  # draws at once: 32 MiB of counts
+    block = max(1, 2**22 // max(m, 1))  # draws at once: 32 MiB of rows
     for begin in range(0, DRAWS, block):
-        drawn = random.binomial(n, m / n, size=min(block, DRAWS - begin))
-        counts = np.stack([np.bincount(inverse[random.integers(0, max(m, 1), size)], minlength=len(first)) for size in drawn])  # fmt: skip
-        tops[begin : begin + len(drawn)] = (excess @ counts.T.astype(float)).max(0) / n
+        sizes = random.binomial(n, m / n, size=min(block, DRAWS - begin))
+        drawn = inverse[random.integers(0, max(m, 1), size=int(sizes.sum()))] + len(first) * np.repeat(np.arange(len(sizes)), sizes)  # fmt: skip
+        counts = np.bincount(drawn, minlength=len(sizes) * len(first)).reshape(len(sizes), -1)
+        tops[begin : begin + len(sizes)] = (excess @ counts.T.astype(float)).max(0) / n
     upper = float(np.quantile(tops, 1 - OUTSIDE))
     floor = min(value + 1 - OUTSIDE ** (1 / n), 1.0) if errors else value
     # never below 0 as the barrier itself, nor above the value, which q may be below where hardly a row is active
