@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def child_seed(seed: int, name: str, *index: int) -> int:
@@ -17,6 +19,8 @@ def child_seed(seed: int, name: str, *index: int) -> int:
 
 def generator(seed: int, name: str, *index: int) -> torch.Generator:
     """A fresh CPU generator on the stream (seed, name, index). Draw on the CPU and move: the numbers are then the same on every device."""
+    import torch  # seconds, that seeds of numpy's generators do without
+
     return torch.Generator().manual_seed(child_seed(seed, name, *index))
 
 
@@ -26,6 +30,8 @@ def global_stream(seed: int, name: str, *index: int, device: torch.device | None
 
     The global generators are put back as they were, also after an exception.
     """
+    import torch
+
     cuda = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(child_seed(seed, name, *index))

@@ -395,16 +395,21 @@ class Trajectory:
             offset += segment.rows
         return out
 
-    def blocks(self, rows: Sequence[int] | None = None) -> Iterator[tuple[slice, np.ndarray]]:
-        """All rows, or those at the indices `rows`, a block of columns at a time: (columns, points (T, columns) float64), about 128 MiB each."""
-        total = len(self) if rows is None else len(rows)
-        width = max(1, min(self.dim, BLOCK_BYTES // (8 * max(total, 1))))
-        for first in range(0, self.dim, width):
-            columns = slice(first, min(first + width, self.dim))
-            if rows is None:
-                yield columns, self.points(columns=columns).astype(np.float64)
-            else:
-                yield columns, np.concatenate([self.points(row, row + 1, columns) for row in rows]).astype(np.float64)
+    def blocks(
+        self, rows: Sequence[int] | np.ndarray | None = None, params: str = "*"
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """All rows, or those at the indices `rows`, a block of columns at a time: (columns, points (n, columns) float64), about 128 MiB each.
+
+        `params`: globs of the parameters whose columns are read, as `Layout.select` takes them; of the others no byte is.
+        """
+        places = self.places(rows)
+        width = max(1, BLOCK_BYTES // (8 * max(len(places), 1)))
+        # where the selection begins and ends, in turn: neighbouring tensors make one piece
+        edges = np.flatnonzero(np.diff(self.layout.select(params), prepend=False, append=False)).tolist()
+        for start, stop in zip(edges[::2], edges[1::2], strict=True):
+            for first in range(start, stop, width):
+                columns = slice(first, min(first + width, stop))
+                yield columns, self._gather(places, columns)
 
     def gram(self, *, centring: Centring = "centred", rows: Sequence[int] | None = None) -> np.ndarray:
         """Inner products in float64 of what `centring` makes of the points of all rows, or of the rows (n of them) at the indices `rows`.
@@ -417,7 +422,6 @@ class Trajectory:
 
         Raises UsageError where `rows` names a row that is not there.
         """
-        rows = self._chosen(rows)
         return sum(
             (made @ made.T for made in (_deviations(block, centring) for _, block in self.blocks(rows))),
             start=np.zeros(()),
@@ -434,8 +438,7 @@ class Trajectory:
 
         Raises UsageError where the points span fewer than `dim` directions.
         """
-        rows = self._chosen(rows)
-        count = len(self) if rows is None else len(rows)
+        count = len(self.places(rows))
         gram = self.gram(centring=centring, rows=rows)
         if not np.isfinite(gram).all():
             raise LandscapeError(
@@ -460,15 +463,15 @@ class Trajectory:
             directions[:, columns] = weights.T @ _deviations(block, centring)
         return _orthonormal(directions), values / len(values)
 
-    def _chosen(self, rows: Sequence[int] | None) -> list[int] | None:
-        """Indices of rows from 0."""
-        if rows is None:
-            return None
+    def places(self, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """Indices (n,) from 0 of the rows, all by default; negative ones count from the end. Raises UsageError where one is not there."""
         total = len(self)
-        for row in rows:
-            if not -total <= row < total:
-                raise UsageError(f"row {row} of a trajectory of {total} rows.")
-        return [int(row) % total for row in rows]
+        if rows is None:
+            return np.arange(total)
+        places = np.asarray(rows, dtype=int).reshape(-1)
+        for row in places[(places < -total) | (places >= total)]:
+            raise UsageError(f"row {row} of a trajectory of {total} rows.")
+        return places % max(total, 1)
 
     # -- bytes ----------------------------------------------------------------
 
@@ -508,6 +511,19 @@ class Trajectory:
             raise UnsafeInputError(f"{path} does not fit the layout.json beside it. Restore the folder from a copy.")
         self._headers[number] = found, length
         return self._headers[number]
+
+    def _gather(self, places: np.ndarray, columns: slice) -> np.ndarray:
+        """Points (n, columns) float64 at these places; a segment is read at a time, so that there is one copy of the whole."""
+        out = np.empty((len(places), columns.stop - columns.start))
+        offset = 0
+        for number, segment in enumerate(self.segments):
+            inside = np.flatnonzero((places >= offset) & (places < offset + segment.rows))
+            # rows that follow one another in the segment are read in one go
+            for run in np.split(inside, np.flatnonzero(np.diff(places[inside]) != 1) + 1) if len(inside) else ():
+                low = int(places[run[0]]) - offset
+                out[run] = self._read(number, "points", low, low + len(run), columns.start, columns.stop)
+            offset += segment.rows
+        return out
 
     def _read(
         self, number: int, name: str, start: int, stop: int, first: int = 0, last: int | None = None

@@ -225,6 +225,47 @@ def test_gram_is_numpy_s_whatever_the_blocks(
     np.testing.assert_array_equal(found.gram(), found.gram(centring="centred", rows=range(8)))
 
 
+@pytest.mark.parametrize("width", [1, 3, 10**9])
+@pytest.mark.parametrize("rows", [None, [6, 7, 0, 1, 2, 3, -1, 3, 5], []])
+@pytest.mark.parametrize("params", ["*", "w", "b.*", "tied, b.0"])
+def test_blocks_are_the_chosen_rows_and_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params: str, rows: list[int] | None, width: int
+) -> None:
+    whole = np.stack([row.point for row in write(tmp_path, 11, 8)])
+    chosen = whole if rows is None else whole[np.array(rows, dtype=int)]
+    monkeypatch.setattr(trajectories, "BLOCK_BYTES", width * 8 * max(len(chosen), 1))
+    wanted = {"w": range(9), "b.*": range(9, 11)}.get(params, range(11))
+    seen: list[int] = []
+    for columns, block in Trajectory.open(tmp_path).blocks(rows, params):
+        assert block.dtype == np.float64
+        assert block.shape[1] <= width
+        np.testing.assert_array_equal(block, chosen[:, columns])
+        seen += range(columns.start, columns.stop)
+    assert seen == list(wanted)
+
+
+def test_of_other_parameters_and_rows_no_byte_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, 4000, 6)
+    found = Trajectory.open(tmp_path)
+    found.points()  # the checksums are verified, once
+    calls: list[int] = []
+    preadv = os.preadv
+
+    def counted(handle: int, views: Any, place: int) -> int:
+        calls.append(sum(map(len, views)))
+        return preadv(handle, views, place)
+
+    monkeypatch.setattr(trajectories.os, "preadv", counted)
+    for _ in found.blocks(params="b.0"):
+        pass
+    assert calls == 6 * [2 * 4]  # two columns of float32 of each row
+    calls.clear()
+    for _ in found.blocks([4, 1, 2, 5]):
+        pass
+    # rows of one segment that follow one another come in one go
+    assert sorted(calls) == [2 * 4 * 4000, 2 * 4 * 4000]
+
+
 def test_centred_gram_keeps_the_digits_of_close_points(tmp_path: Path) -> None:
     """Points at 1e8 that differ by about 1: uncentred sums of 1e16 would have lost all of it."""
     writer = TrajectoryWriter(tmp_path, layout_of(50))
