@@ -1,0 +1,316 @@
+"""Gaussian kernels of points: squared distances, bandwidths, neighbour graphs, densities.
+
+Letters: N points, D coordinates, M other points, k neighbours, G bandwidths on a grid. Source: shared formulas of diffusion maps (Coifman & Lafon 2006; Berry & Harlim 2016).
+
+Convention of the package: K = exp(-d^2 / (4 eps)) with eps in squared units of the distance, so that (I - P) / eps tends to the Laplacian. Coifman and Lafon write exp(-d^2 / eps): their
+eps is 4 of ours. A variable bandwidth rho divides: K = exp(-d^2 / (4 eps rho_i rho_j)).
+
+A bandwidth by rule:
+
+    bgh              the eps where d log S / d log eps is largest, S(eps) the mean of K with its diagonal (Berry, Giannakis & Harlim 2015). Twice that slope estimates the dimension
+    bgh-neighbours   the same with each point's nearest neighbours alone: smaller, since it cannot see across the folds of a manifold
+    median[:c]       median of the squared distances over c (4: the kernel of a typical pair is 1/e)
+    neighbour:k      a quarter of the median squared distance to the k-th neighbour (the kernel there is 1/e)
+    a number         that eps
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from scipy.spatial import cKDTree
+from scipy.spatial.distance import cdist
+
+from landscape.errors import UsageError, unknown
+
+# bandwidths of a curve are 2^(1/4) apart: the maximum of its slope is so flat that a finer grid moves eps by less than points drawn anew do
+STEP = 2**0.25
+# neighbours of a point for the rule `bgh-neighbours`, itself among them: what pydiffmap takes
+NEIGHBOURS = 64
+# of the median squared distance, for the rule `median`
+DIVISOR = 4.0
+# neighbours of a point for the pilot estimate of a density, itself among them: Berry & Harlim's choice
+PILOT = 8
+# a block of distances holds about so many numbers (16 MiB)
+BLOCK = 1 << 21
+# up to so many coordinates differences are taken one by one, and a k-d tree finds neighbours; above, one matrix product is faster
+FEW = 16
+# squared distances below this part of the squared norms have lost digits in the matrix product, and are taken anew
+CANCELLED = 1e-6
+# leading bits of a float64 that number its bin: sign, exponent and 6 bits of the mantissa, 64 bins an octave
+SHIFT = 46
+# squared distances below this part of the largest count as zero: repeated points
+ZERO = 1e-30
+
+RULES = ("bgh", "bgh-neighbours", "median", "neighbour")
+
+
+class LandscapeWarning(UserWarning):
+    """An answer that stands, with something that its reader must know."""
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """The kernel's mean over all pairs, as a function of the bandwidth."""
+
+    epsilon: np.ndarray  # (G,) ascending, STEP apart
+    log_sum: np.ndarray  # (G,) log of the mean of exp(-d^2 / (4 eps)), the zero diagonal in it
+    slope: np.ndarray  # (G,) its derivative by log eps, exact and not a difference
+
+    @property
+    def dimension(self) -> float:
+        """Twice the largest slope: d for points that fill a d-dimensional manifold evenly, less above d of about 4."""
+        return 2 * float(self.slope.max())
+
+
+@dataclass(frozen=True, eq=False)
+class Bandwidth:
+    """A chosen eps, with the whole curve that the rule looked at (or might have)."""
+
+    epsilon: float
+    rule: str
+    curve: Curve
+
+    @property
+    def dimension(self) -> float:
+        """Of the curve."""
+        return self.curve.dimension
+
+
+def curve(squared: np.ndarray, weights: np.ndarray | None = None) -> Curve:
+    """The curve of squared distances (n, m), of pairs with weights (n, m) where given, the zeros of the points to themselves among them (without these the steepest place escapes to eps = 0).
+
+    From a histogram with 64 bins an octave, each bin at the mean of what is in it: the kernel sum is right to 6e-6 of itself (half the largest x^2 exp(-x), 0.54, times the
+    variance of a bin relative to its square, at most 1/(12 64^2)), at a hundredth of the cost. The grid is tied to the distances: multiplied by c they give c eps.
+
+    Raises UsageError where no distance is positive.
+    """
+    largest = float(squared.max(initial=0.0))
+    if not largest > 0:
+        raise UsageError("all points are equal: no bandwidth can be chosen. Give points that differ.")
+    low = np.float64(max(largest * ZERO, np.finfo(float).tiny))
+    first = int(low.view(np.int64)) >> SHIFT
+    bins = (int(np.float64(largest).view(np.int64)) >> SHIFT) - first + 1
+    counts, sums = np.zeros(bins), np.zeros(bins)
+    for part in blocks(*squared.shape):
+        values = np.asarray(squared[part], dtype=np.float64)
+        positive = values >= low
+        values = values[positive]
+        numbers = (values.view(np.int64) >> SHIFT) - first
+        pairs = None if weights is None else weights[part][positive]
+        counts += np.bincount(numbers, pairs, minlength=bins)
+        sums += np.bincount(numbers, values if pairs is None else values * pairs, minlength=bins)
+    whole = float(squared.size if weights is None else weights.sum())
+    kept = counts > 0
+    counts, means = counts[kept], sums[kept] / counts[kept]
+    typical = math.exp(counts @ np.log(means) / counts.sum()) / 4
+    # 30 beyond both ends: there the kernel of every pair is 1 or 0 to within 3 percent
+    ends = (means[0] / 4 / 30 / typical, means[-1] / 4 * 30 / typical)
+    powers = np.arange(math.floor(math.log(ends[0], STEP)), math.ceil(math.log(ends[1], STEP)) + 1)
+    epsilon = typical * STEP**powers
+    exponents = means / (4 * epsilon[:, None])
+    kernel = counts * np.exp(-exponents)
+    total = kernel.sum(axis=1) + max(whole - counts.sum(), 0.0)
+    with np.errstate(
+        divide="ignore", invalid="ignore"
+    ):  # without any zero distance the sum underflows at the lower end
+        slope = np.nan_to_num((kernel * exponents).sum(axis=1) / total)
+        log_sum = np.log(total / whole)
+    return Curve(epsilon, log_sum, slope)
+
+
+def bandwidth(
+    squared: np.ndarray, rule: str | float = "bgh", *, neighbours: int = NEIGHBOURS, weights: np.ndarray | None = None
+) -> Bandwidth:
+    """Choose eps by a rule (see the head of this file) from rows of squared distances (n, N): each of n points to all N, itself among them. The curve heeds weights of pairs (n, N), medians do not.
+
+    Raises UsageError for an unknown rule, and where all points are equal.
+    """
+    name, number = _parsed(rule)
+    if name == "bgh-neighbours":
+        places = np.argpartition(squared, min(neighbours, squared.shape[1]) - 1, axis=1)[:, :neighbours]
+        squared = np.take_along_axis(squared, places, axis=1)
+        weights = None if weights is None else np.take_along_axis(weights, places, axis=1)
+    found = curve(squared, weights)
+    if name == "fixed":
+        epsilon = number
+    elif name == "median":
+        epsilon = float(np.median(squared[squared > 0])) / number
+    elif name == "neighbour":
+        place = min(int(number), squared.shape[1] - 1)
+        distances = np.partition(squared, place, axis=1)[:, place]
+        epsilon = float(np.median(distances)) / 4
+        if not epsilon > 0:
+            raise UsageError(f"half of the points or more are repeated: the distance to the {place}-th neighbour is zero. Take another --bandwidth, such as bgh.")  # fmt: skip
+    else:
+        epsilon = float(found.epsilon[found.slope.argmax()])
+    return Bandwidth(epsilon, str(rule), found)
+
+
+def _parsed(rule: str | float) -> tuple[str, float]:
+    """Name and number of a rule."""
+    name, _, rest = str(rule).partition(":")
+    try:
+        number = float(rest or name)
+        name = name if rest else "fixed"
+    except ValueError:
+        number = DIVISOR if name == "median" else 0.0
+    if name not in (*RULES, "fixed") or (rest and name not in ("median", "neighbour")):
+        raise unknown("bandwidth", str(rule), (*RULES[:2], "median:4", "neighbour:7", "a number"))
+    if name == "neighbour" and (number < 1 or number != int(number)):
+        raise UsageError(f"the bandwidth {rule!r} takes a whole number of neighbours, 1 or more, such as neighbour:7.")
+    if name in ("fixed", "median") and not 0 < number < math.inf:
+        raise UsageError(f"a bandwidth is a positive number; got {rule!r}. It has squared units of the distance.")
+    return name, number
+
+
+def blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Slices of the rows, about BLOCK numbers each."""
+    height = max(1, BLOCK // max(columns, 1))
+    for first in range(0, rows, height):
+        yield slice(first, min(first + height, rows))
+
+
+def gaussian(squared: np.ndarray, epsilon: float) -> np.ndarray:
+    """K = exp(-d^2 / (4 eps)), any shape."""
+    kernel: np.ndarray = squared * (-0.25 / epsilon)
+    return np.exp(kernel, out=kernel)
+
+
+def squared_distances(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """(M, N) between points (M, D) and (N, D).
+
+    From differences for a few coordinates. For many, from one matrix product of points centred on the mean of `theirs`; pairs so close that it lost digits are then taken from differences,
+    so that every distance is right to about 1e-10 of itself and repeated points lie at exactly 0.
+    """
+    if theirs.shape[1] <= FEW:
+        return cdist(ours, theirs, "sqeuclidean")
+    centre = theirs.mean(axis=0)
+    ours, theirs = ours - centre, theirs - centre
+    norms = np.einsum("ij,ij->i", ours, ours)[:, None] + np.einsum("ij,ij->i", theirs, theirs)
+    squared = ours @ theirs.T
+    squared *= -2.0
+    squared += norms
+    norms *= CANCELLED
+    rows, columns = np.nonzero(squared <= norms)
+    for part in blocks(len(rows), theirs.shape[1]):
+        difference = ours[rows[part]] - theirs[columns[part]]
+        squared[rows[part], columns[part]] = np.einsum("ij,ij->i", difference, difference)
+    return squared
+
+
+@dataclass(frozen=True, eq=False)
+class Sites:
+    """N points by their coordinates, or by their squared distances alone: rows of squared distances on demand."""
+
+    points: np.ndarray | None  # (N, D)
+    squared: np.ndarray | None = None  # (N, N)
+
+    def __len__(self) -> int:
+        known = self.points if self.squared is None else self.squared
+        assert known is not None
+        return len(known)
+
+    def rows(self, which: slice | np.ndarray) -> np.ndarray:
+        """Squared distances (m, N) of these points to all, zero to themselves. May be a view."""
+        if self.squared is not None:
+            return self.squared[which]
+        assert self.points is not None
+        return self.to(self.points[which])
+
+    def to(self, others: np.ndarray) -> np.ndarray:
+        """Squared distances (M, N) of other points, given by coordinates (M, D), or by these distances themselves."""
+        if self.points is None:
+            return others
+        return squared_distances(others, self.points)
+
+    def given(self, rows: slice | np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """What `to` of `subset(columns)` takes for these points: their coordinates, or their squared distances to the columns."""
+        return self.points[rows] if self.points is not None else self.rows(rows)[:, columns]
+
+    def subset(self, which: np.ndarray) -> Sites:
+        """Some of the points: a mask (N,) or indices."""
+        if self.points is not None:
+            return self if which.dtype == bool and which.all() else Sites(self.points[which])
+        assert self.squared is not None
+        if which.dtype == bool:
+            if which.all():
+                return self
+            which = np.flatnonzero(which)
+        return Sites(None, self.squared[np.ix_(which, which)])
+
+    def sample(self, count: int) -> np.ndarray:
+        """Up to `count` indices, spread evenly: a fixed choice, so that equal points give equal answers."""
+        return np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int)
+
+    def nearest(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Each point's nearest, itself among them: squared distances and indices (N, count), in no order."""
+        count = min(count, len(self))
+        if self.points is not None and self.points.shape[1] <= FEW:
+            distances, places = cKDTree(self.points).query(self.points, k=count)
+            return distances.reshape(len(self), count) ** 2, places.reshape(len(self), count)
+        squared, places = np.empty((len(self), count)), np.empty((len(self), count), dtype=np.int64)
+        for part in blocks(len(self), len(self)):
+            rows = self.rows(part)
+            places[part] = np.argpartition(rows, count - 1, axis=1)[:, :count]
+            squared[part] = np.take_along_axis(rows, places[part], axis=1)
+        return squared, places
+
+    def within(self, squared_radii: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Pairs (i, j, squared distance) with j no further from i than its radius (N, squared), in blocks of i."""
+        tree = cKDTree(self.points) if self.points is not None and self.points.shape[1] <= FEW else None
+        for part in blocks(len(self), len(self)):
+            if tree is None:
+                rows = self.rows(part)
+                i, j = np.nonzero(rows <= squared_radii[part, None])
+                yield i + part.start, j, rows[i, j]
+                continue
+            assert self.points is not None
+            found = tree.query_ball_point(self.points[part], np.sqrt(squared_radii[part]))
+            i = np.repeat(np.arange(part.start, part.stop), [len(few) for few in found])
+            j = np.concatenate([np.asarray(few, dtype=np.int64) for few in found])
+            difference = self.points[i] - self.points[j]
+            yield i, j, np.einsum("ij,ij->i", difference, difference)
+
+
+def graph(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, size: int) -> Any:
+    """A symmetric sparse matrix (size, size) of pairs that stand once or twice, with equal values."""
+    one = scipy.sparse.csr_array((values, (rows, columns)), shape=(size, size))
+    return one.maximum(one.T).tocsr()
+
+
+@dataclass(frozen=True, eq=False)
+class Pilot:
+    """A first estimate of the density of points, for a bandwidth that follows it (Berry & Harlim 2016, section 4).
+
+    q(x) = sum_j w_j exp(-d(x, x_j)^2 / (4 eps s(x) s_j)) / s(x)^d, up to a factor, with s the root mean square distance to the PILOT nearest points (itself among them, for one of the points).
+    """
+
+    weights: np.ndarray  # (N,)
+    scales: np.ndarray  # (N,) s
+    epsilon: float  # by the rule `bgh` on d^2 / (s_i s_j)
+    dimension: float  # as given, or of the same curve
+
+    @staticmethod
+    def of(sites: Sites, weights: np.ndarray, dimension: float | None, sample: np.ndarray) -> Pilot:
+        """Of points (N,), with the curve from the rows `sample`. Raises UsageError where every point is repeated so often that it has no scale."""
+        scales = np.sqrt(sites.nearest(PILOT)[0].mean(axis=1))
+        if not scales.any():
+            raise UsageError("every point is repeated many times and has no scale of its own: take kernel='gaussian'.")
+        scales = np.maximum(scales, scales[scales > 0].min())
+        chosen = bandwidth(sites.rows(sample) / (scales[sample, None] * scales))
+        return Pilot(weights, scales, chosen.epsilon, chosen.dimension if dimension is None else dimension)
+
+    def density(self, squared: np.ndarray) -> np.ndarray:
+        """q (M,) at points with these squared distances (M, N)."""
+        count = min(PILOT, squared.shape[1])
+        scales = np.sqrt(np.partition(squared, count - 1, axis=1)[:, :count].mean(axis=1))
+        scales = np.maximum(scales, self.scales.min())
+        kernel = gaussian(squared / (scales[:, None] * self.scales), self.epsilon)
+        density: np.ndarray = (kernel @ self.weights) / scales**self.dimension
+        return density
