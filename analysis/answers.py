@@ -25,6 +25,8 @@ _HOMES = (
     "robustnesses",
     "limits",
     "magnitudes",
+    "diffusions",
+    "tinyspaces",
     "surfaces",
     "checks",
     "histories",

@@ -17,7 +17,7 @@ from typing import Any
 import cyclopts
 import yaml
 
-from landscape.cli import bounding, looking, making, measuring, pruning, reducing
+from landscape.cli import bounding, clouding, diffusing, looking, making, measuring, pruning, reducing
 from landscape.errors import LandscapeError, UsageError, unknown, users_lines
 
 
@@ -48,6 +48,7 @@ for place, (group, commands) in enumerate(
         ),
         "How few dimensions": (reducing.threshold, reducing.dldr),
         "How wide": (bounding.width, bounding.well, bounding.explore),
+        "What manifold SGD traces": (diffusing.diffuse, clouding.cloud, clouding.tiny),
         "What a ticket's mask encodes": (
             pruning.imp,
             pruning.spawn,

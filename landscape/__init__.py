@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from landscape.analysis.barriers import barrier as barrier
     from landscape.analysis.chains import chain as chain
     from landscape.analysis.checks import check as check
+    from landscape.analysis.diffusions import diffuse as diffuse
     from landscape.analysis.dimensions import dimension as dimension
     from landscape.analysis.explorations import exploration as exploration
     from landscape.analysis.instabilities import instability as instability
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from landscape.analysis.stability import sharpness as sharpness
     from landscape.analysis.surfaces import surface as surface
     from landscape.analysis.thresholds import threshold as threshold
+    from landscape.analysis.tinyspaces import tiny as tiny
     from landscape.analysis.wells import well as well
     from landscape.analysis.widths import width as width
     from landscape.branches import Branch as Branch
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from landscape.descent import Start as Start
     from landscape.descent import State as State
     from landscape.descent import descend as descend
+    from landscape.diffusion import DiffusionMap as DiffusionMap
+    from landscape.distances import Distances as Distances
     from landscape.families import Family as Family
     from landscape.masks import Mask as Mask
     from landscape.objectives import Loss as Loss
@@ -65,6 +69,7 @@ _HOMES = {
     "landscape.analysis.limits": ("limit",),
     "landscape.analysis.magnitudes": ("retraining",),
     "landscape.analysis.robustnesses": ("robustness",),
+    "landscape.analysis.diffusions": ("diffuse",),
     "landscape.analysis.dimensions": ("dimension",),
     "landscape.analysis.explorations": ("exploration",),
     "landscape.analysis.reductions": ("reduction",),
@@ -74,12 +79,15 @@ _HOMES = {
     "landscape.analysis.spectra": ("spectrum",),
     "landscape.analysis.surfaces": ("surface",),
     "landscape.analysis.wells": ("well",),
+    "landscape.analysis.tinyspaces": ("tiny",),
     "landscape.analysis.widths": ("width",),
     "landscape.branches": ("Branch", "grow"),
     "landscape.masks": ("Mask",),
     "landscape.pruning": ("prune",),
     "landscape.tickets": ("climb",),
     "landscape.descent": ("Recipe", "Start", "State", "descend"),
+    "landscape.diffusion": ("DiffusionMap",),
+    "landscape.distances": ("Distances",),
     "landscape.families": ("Family",),
     "landscape.objectives": ("Loss", "Objective", "Rows"),
     "landscape.operators": ("SymmetricOperator", "eigenpairs", "lanczos"),

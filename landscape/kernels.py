@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,10 +37,12 @@ NEIGHBOURS = 64
 DIVISOR = 4.0
 # neighbours of a point for the pilot estimate of a density, itself among them: Berry & Harlim's choice
 PILOT = 8
-# a block of distances holds about so many numbers (16 MiB)
-BLOCK = 1 << 21
+# a block of distances holds about so many numbers (2 MiB, what a cache holds)
+BLOCK = 1 << 18
 # up to so many coordinates differences are taken one by one, and a k-d tree finds neighbours; above, one matrix product is faster
 FEW = 16
+# of up to so many points all distances are held at once: 200 MB
+WHOLE = 5000
 # squared distances below this part of the squared norms have lost digits in the matrix product, and are taken anew
 CANCELLED = 1e-6
 # leading bits of a float64 that number its bin: sign, exponent and 6 bits of the mantissa, 64 bins an octave
@@ -85,8 +88,8 @@ class Bandwidth:
 def curve(squared: np.ndarray, weights: np.ndarray | None = None) -> Curve:
     """The curve of squared distances (n, m), of pairs with weights (n, m) where given, the zeros of the points to themselves among them (without these the steepest place escapes to eps = 0).
 
-    From a histogram with 64 bins an octave, each bin at the mean of what is in it: the kernel sum is right to 6e-6 of itself (half the largest x^2 exp(-x), 0.54, times the
-    variance of a bin relative to its square, at most 1/(12 64^2)), at a hundredth of the cost. The grid is tied to the distances: multiplied by c they give c eps.
+    From a histogram with 64 bins an octave, each bin at the mean of what is in it, at a hundredth of the cost of the sums. exp(-x) is then off by half the relative variance of a bin, 2e-5 at most,
+    times x^2, whose mean under the kernel is d (d + 2) / 4: in 3 dimensions the sum is right to 4e-5 of itself. The grid is tied to the distances: multiplied by c they give c eps.
 
     Raises UsageError where no distance is positive.
     """
@@ -179,7 +182,8 @@ def blocks(rows: int, columns: int) -> Iterator[slice]:
 def gaussian(squared: np.ndarray, epsilon: float) -> np.ndarray:
     """K = exp(-d^2 / (4 eps)), any shape."""
     kernel: np.ndarray = squared * (-0.25 / epsilon)
-    return np.exp(kernel, out=kernel)
+    np.exp(kernel, out=kernel)
+    return kernel
 
 
 def squared_distances(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
@@ -188,20 +192,7 @@ def squared_distances(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     From differences for a few coordinates. For many, from one matrix product of points centred on the mean of `theirs`; pairs so close that it lost digits are then taken from differences,
     so that every distance is right to about 1e-10 of itself and repeated points lie at exactly 0.
     """
-    if theirs.shape[1] <= FEW:
-        return cdist(ours, theirs, "sqeuclidean")
-    centre = theirs.mean(axis=0)
-    ours, theirs = ours - centre, theirs - centre
-    norms = np.einsum("ij,ij->i", ours, ours)[:, None] + np.einsum("ij,ij->i", theirs, theirs)
-    squared = ours @ theirs.T
-    squared *= -2.0
-    squared += norms
-    norms *= CANCELLED
-    rows, columns = np.nonzero(squared <= norms)
-    for part in blocks(len(rows), theirs.shape[1]):
-        difference = ours[rows[part]] - theirs[columns[part]]
-        squared[rows[part], columns[part]] = np.einsum("ij,ij->i", difference, difference)
-    return squared
+    return Sites(theirs).to(ours)
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,6 +202,14 @@ class Sites:
     points: np.ndarray | None  # (N, D)
     squared: np.ndarray | None = None  # (N, N)
 
+    @cached_property
+    def _centred(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The mean (D,), the points from there (N, D), and their squared norms (N,)."""
+        assert self.points is not None
+        centre = self.points.mean(axis=0)
+        points = self.points - centre
+        return centre, points, np.einsum("ij,ij->i", points, points)
+
     def __len__(self) -> int:
         known = self.points if self.squared is None else self.squared
         assert known is not None
@@ -219,7 +218,8 @@ class Sites:
     def rows(self, which: slice | np.ndarray) -> np.ndarray:
         """Squared distances (m, N) of these points to all, zero to themselves. May be a view."""
         if self.squared is not None:
-            return self.squared[which]
+            rows: np.ndarray = self.squared[which]
+            return rows
         assert self.points is not None
         return self.to(self.points[which])
 
@@ -227,7 +227,27 @@ class Sites:
         """Squared distances (M, N) of other points, given by coordinates (M, D), or by these distances themselves."""
         if self.points is None:
             return others
-        return squared_distances(others, self.points)
+        if self.points.shape[1] <= FEW:
+            squared: np.ndarray = cdist(others, self.points, "sqeuclidean")
+            return squared
+        ours = others - self._centred[0]
+        return self._product(ours, np.einsum("ij,ij->i", ours, ours))
+
+    def _product(self, ours: np.ndarray, norms: np.ndarray) -> np.ndarray:
+        """Squared distances (M, N) of centred points (M, D) with these squared norms (M,), by one matrix product."""
+        _, theirs, their_norms = self._centred
+        squared: np.ndarray = ours @ theirs.T  # half the work where both are the same array
+        squared *= -2.0
+        for part in blocks(*squared.shape):
+            scale = norms[part, None] + their_norms
+            squared[part] += scale
+            scale *= CANCELLED
+            rows, columns = np.nonzero(squared[part] <= scale)
+            rows += part.start
+            for few in blocks(len(rows), theirs.shape[1]):
+                difference = ours[rows[few]] - theirs[columns[few]]
+                squared[rows[few], columns[few]] = np.einsum("ij,ij->i", difference, difference)
+        return squared
 
     def given(self, rows: slice | np.ndarray, columns: np.ndarray) -> np.ndarray:
         """What `to` of `subset(columns)` takes for these points: their coordinates, or their squared distances to the columns."""
@@ -255,8 +275,12 @@ class Sites:
             distances, places = cKDTree(self.points).query(self.points, k=count)
             return distances.reshape(len(self), count) ** 2, places.reshape(len(self), count)
         squared, places = np.empty((len(self), count)), np.empty((len(self), count), dtype=np.int64)
-        for part in blocks(len(self), len(self)):
-            rows = self.rows(part)
+        whole = self.squared
+        if self.points is not None and len(self) <= WHOLE:
+            _, centred, norms = self._centred
+            whole = self._product(centred, norms)
+        for part in blocks(len(self), len(self) // 8):
+            rows = self.rows(part) if whole is None else whole[part]
             places[part] = np.argpartition(rows, count - 1, axis=1)[:, :count]
             squared[part] = np.take_along_axis(rows, places[part], axis=1)
         return squared, places
