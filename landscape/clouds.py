@@ -172,7 +172,10 @@ def remarks(run: Run) -> list[str]:
 
 def _draw(run: Run, source: Place, task: Task, f: Objective, recipe: Recipe, plan: Plan) -> Iterator[Progress]:
     start = origin(source, f)
-    known = bool(start.moments) or not (start.step or is_cloud(source.run))  # at step 0 of a training there are none
+    none = recipe.optimizer == "sgd" and not recipe.momentum
+    known = (
+        bool(start.moments) or none or not (start.step or is_cloud(source.run))
+    )  # at step 0 of a training there are none
     mask = Mask.load(source.run.mask_path, f.model.layout) if source.run.mask_path.exists() else None
     if source.run.frozen_path.exists() and not run.frozen_path.exists():
         run.trajectory_path.mkdir(exist_ok=True)
