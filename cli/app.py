@@ -17,7 +17,19 @@ from typing import Any
 import cyclopts
 import yaml
 
-from landscape.cli import bounding, clouding, diffusing, looking, making, measuring, pruning, reducing
+from landscape.cli import (
+    bounding,
+    clouding,
+    condensing,
+    diffusing,
+    embedding,
+    looking,
+    making,
+    measuring,
+    plateauing,
+    pruning,
+    reducing,
+)
 from landscape.errors import LandscapeError, UsageError, unknown, users_lines
 
 
@@ -49,6 +61,12 @@ for place, (group, commands) in enumerate(
         "How few dimensions": (reducing.threshold, reducing.dldr),
         "How wide": (bounding.width, bounding.well, bounding.explore),
         "What manifold SGD traces": (diffusing.diffuse, clouding.cloud, clouding.tiny),
+        "What a narrower network explains": (
+            embedding.split,
+            condensing.condensation,
+            condensing.reduce,
+            plateauing.plateaus,
+        ),
         "What a ticket's mask encodes": (
             pruning.imp,
             pruning.spawn,

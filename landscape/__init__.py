@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from landscape.analysis.barriers import barrier as barrier
     from landscape.analysis.chains import chain as chain
     from landscape.analysis.checks import check as check
+    from landscape.analysis.condensations import condensation as condensation
+    from landscape.analysis.condensations import merger as merger
     from landscape.analysis.diffusions import diffuse as diffuse
     from landscape.analysis.dimensions import dimension as dimension
     from landscape.analysis.explorations import exploration as exploration
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from landscape.analysis.layerwise import layers as layers
     from landscape.analysis.limits import limit as limit
     from landscape.analysis.magnitudes import retraining as retraining
+    from landscape.analysis.plateaus import plateaus as plateaus
+    from landscape.analysis.splittings import splitting as splitting
     from landscape.analysis.reductions import reduction as reduction
     from landscape.analysis.robustnesses import robustness as robustness
     from landscape.analysis.spectra import spectrum as spectrum
@@ -69,9 +73,12 @@ _HOMES = {
     "landscape.analysis.limits": ("limit",),
     "landscape.analysis.magnitudes": ("retraining",),
     "landscape.analysis.robustnesses": ("robustness",),
+    "landscape.analysis.condensations": ("condensation", "merger"),
     "landscape.analysis.diffusions": ("diffuse",),
     "landscape.analysis.dimensions": ("dimension",),
     "landscape.analysis.explorations": ("exploration",),
+    "landscape.analysis.plateaus": ("plateaus",),
+    "landscape.analysis.splittings": ("splitting",),
     "landscape.analysis.reductions": ("reduction",),
     "landscape.analysis.thresholds": ("threshold",),
     "landscape.analysis.stability": ("sharpness",),
