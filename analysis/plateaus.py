@@ -330,7 +330,7 @@ def _signs(case: dict[str, Any], width: int) -> str:
 # -- the measurement --------------------------------------------------------------------------------------------------
 
 
-def plateaus(
+def plateau(
     rows: Rows,
     *,
     widths: Sequence[int] = (1, 2, 3),

@@ -93,7 +93,7 @@ def plateaus(
     run = Run(out)
 
     def compute() -> Result:
-        from landscape.analysis.plateaus import plateaus as measure
+        from landscape.analysis.plateaus import plateau as measure
 
         result = measure(found.train, seed=common.seed, **chosen)
         told = {

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from landscape.analysis.layerwise import layers as layers
     from landscape.analysis.limits import limit as limit
     from landscape.analysis.magnitudes import retraining as retraining
-    from landscape.analysis.plateaus import plateaus as plateaus
+    from landscape.analysis.plateaus import plateau as plateau
     from landscape.analysis.splittings import splitting as splitting
     from landscape.analysis.reductions import reduction as reduction
     from landscape.analysis.robustnesses import robustness as robustness
@@ -77,7 +77,7 @@ _HOMES = {
     "landscape.analysis.diffusions": ("diffuse",),
     "landscape.analysis.dimensions": ("dimension",),
     "landscape.analysis.explorations": ("exploration",),
-    "landscape.analysis.plateaus": ("plateaus",),
+    "landscape.analysis.plateaus": ("plateau",),
     "landscape.analysis.splittings": ("splitting",),
     "landscape.analysis.reductions": ("reduction",),
     "landscape.analysis.thresholds": ("threshold",),

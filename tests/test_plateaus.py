@@ -13,7 +13,7 @@ from torch import nn
 
 from landscape import critical
 from landscape.analysis import plateaus as home
-from landscape.analysis.plateaus import Plateaus, intervals, plateaus, problem, train
+from landscape.analysis.plateaus import Plateaus, intervals, plateau, problem, train
 from landscape.analysis.styles import rendered
 from landscape.cli import plateauing
 from landscape.errors import DivergedError, UsageError
@@ -26,7 +26,7 @@ def found() -> Plateaus:
     """The candidate target at width 30, few starts: small enough for a test, and its first plateau as deep as that of width 500."""
     steps, home.NARROW_STEPS = home.NARROW_STEPS, 2000
     try:
-        return plateaus(critical.candidate(), widths=(2, 1), wide=30, steps=9000, starts=8, trainings=1)
+        return plateau(critical.candidate(), widths=(2, 1), wide=30, steps=9000, starts=8, trainings=1)
     finally:
         home.NARROW_STEPS = steps
 
@@ -145,7 +145,7 @@ def test_the_answer_is_read_back_and_drawn(found):
 
 def test_pictures_of_rows_of_many_numbers(monkeypatch):
     monkeypatch.setattr(home, "NARROW_STEPS", 50)
-    made = plateaus(
+    made = plateau(
         problem("iris", limit=30).train,
         widths=[1],
         wide=5,
@@ -189,9 +189,9 @@ def test_bad_questions():
         ({"activation": "relu"}, "tanh"),
     ):
         with pytest.raises(UsageError, match=words):
-            plateaus(rows, **more)
+            plateau(rows, **more)
     with pytest.raises(UsageError, match="floating"):
-        plateaus(Rows(draw(5, 2), torch.arange(5)))
+        plateau(Rows(draw(5, 2), torch.arange(5)))
 
 
 def command(*words):
