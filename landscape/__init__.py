@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from landscape.analysis.limits import limit as limit
     from landscape.analysis.magnitudes import retraining as retraining
     from landscape.analysis.plateaus import plateau as plateau
-    from landscape.analysis.splittings import splitting as splitting
     from landscape.analysis.reductions import reduction as reduction
     from landscape.analysis.robustnesses import robustness as robustness
     from landscape.analysis.spectra import spectrum as spectrum
+    from landscape.analysis.splittings import splitting as splitting
     from landscape.analysis.stability import sharpness as sharpness
     from landscape.analysis.surfaces import surface as surface
     from landscape.analysis.thresholds import threshold as threshold

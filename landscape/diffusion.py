@@ -281,8 +281,8 @@ class DiffusionMap(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     After `fit`: `eigenvalues_` (k,) without the trivial 1; `vectors_` (N, k) psi with sum(pi psi^2) = 1; `stationary_` (N,) pi; `embedding_` (N, k); `rates_` (1 - lambda) / eps and `log_rates_`
     -log(lambda) / eps (k,); `bandwidth_`; `labels_` (N,) the connected piece of each point, 0 the largest, -1 masked; `n_pieces_`, the multiplicity of the eigenvalue 1 (coordinates of the
-    pieces come first, with rate 0); `truncated_`, the part of the kernel's mass left out; `residuals_` (k,) of the symmetric problem; `solver_` that was used; `masked_`; `density_` (N,), the
-    pilot density where the kernel is variable; `dimension_` its d.
+    pieces come first, with rate 0); `truncated_`, the part of the kernel's mass left out; `residuals_` (k,) of the symmetric problem (None from
+    pydiffmap; of the landmarks' own problem with landmarks); `solver_` that was used; `masked_`.
     """
 
     def __init__(
@@ -435,16 +435,18 @@ class DiffusionMap(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             solver = "dense" if len(sites) <= DENSE and self.neighbours is None else "sparse"
         if solver == "landmarks" and self.landmarks < len(sites):
             return self._landmarked(sites, weights, k)
-        law = _Law.of(sites, weights, self, cut=solver == "sparse")
+        held = sites.held()
+        law = _Law.of(held, weights, self, cut=solver == "sparse")
         if solver == "sparse":
-            pairs = law.pairs(sites)
+            pairs = law.pairs(held)
             if pairs > PAIRS:
                 told = f"the kernel joins about {pairs:.2g} pairs of {len(sites)} points, and up to {PAIRS:.2g} can be held"
                 if self.solver == "sparse":
                     raise InputError(f"{told}. Take a smaller bandwidth, neighbours, or solver='landmarks'.")
                 _say(f"{told}: the map of {self.landmarks} landmarks is given. A smaller bandwidth, or neighbours, would make it sparse.")  # fmt: skip
                 return self._landmarked(sites, weights, k)
-        found = _Map.of(sites, weights, law, k, "sparse" if solver == "sparse" else "dense")
+        found = _Map.of(held, weights, law, k, "sparse" if solver == "sparse" else "dense")
+        found = dataclasses.replace(found, sites=sites)  # the distances at hand are let go
         return found, found.vectors, found.stationary, found.labels
 
     def _landmarked(self, sites: Sites, weights: np.ndarray, k: int) -> tuple[_Map, np.ndarray, np.ndarray, np.ndarray]:

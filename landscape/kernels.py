@@ -197,7 +197,7 @@ def squared_distances(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Sites:
-    """N points by their coordinates, or by their squared distances alone: rows of squared distances on demand."""
+    """N points by their coordinates, or by their squared distances alone (or by both, these at hand): rows of squared distances on demand."""
 
     points: np.ndarray | None  # (N, D)
     squared: np.ndarray | None = None  # (N, N)
@@ -249,6 +249,13 @@ class Sites:
                 squared[rows[few], columns[few]] = np.einsum("ij,ij->i", difference, difference)
         return squared
 
+    def held(self) -> Sites:
+        """The same points with all distances at hand, where one matrix product gives them and they are not too many: half the work of rows by themselves, once."""
+        if self.points is None or self.points.shape[1] <= FEW or len(self) > WHOLE:
+            return self
+        _, centred, norms = self._centred
+        return Sites(self.points, self._product(centred, norms))
+
     def given(self, rows: slice | np.ndarray, columns: np.ndarray) -> np.ndarray:
         """What `to` of `subset(columns)` takes for these points: their coordinates, or their squared distances to the columns."""
         return self.points[rows] if self.points is not None else self.rows(rows)[:, columns]
@@ -271,16 +278,12 @@ class Sites:
     def nearest(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Each point's nearest, itself among them: squared distances and indices (N, count), in no order."""
         count = min(count, len(self))
-        if self.points is not None and self.points.shape[1] <= FEW:
+        if self.points is not None and self.squared is None and self.points.shape[1] <= FEW:
             distances, places = cKDTree(self.points).query(self.points, k=count)
             return distances.reshape(len(self), count) ** 2, places.reshape(len(self), count)
         squared, places = np.empty((len(self), count)), np.empty((len(self), count), dtype=np.int64)
-        whole = self.squared
-        if self.points is not None and len(self) <= WHOLE:
-            _, centred, norms = self._centred
-            whole = self._product(centred, norms)
         for part in blocks(len(self), len(self) // 8):
-            rows = self.rows(part) if whole is None else whole[part]
+            rows = self.rows(part)
             places[part] = np.argpartition(rows, count - 1, axis=1)[:, :count]
             squared[part] = np.take_along_axis(rows, places[part], axis=1)
         return squared, places
