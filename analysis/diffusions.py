@@ -45,6 +45,8 @@ Space = Literal["parameters", "predictions", "probabilities"]
 
 MOST = 2000  # points: with 6 nulls of 20 draws they take five minutes, and the time grows with their cube
 LEVEL = 0.05  # a p-value above it is no evidence
+ORDERS = 199  # random orders of a cloud's points, for p-values down to 0.005
+DEPENDENT = 0.01  # p-value from which its points count as no independent draws: one cloud of independent ones in a hundred is then not judged
 NOISE = 0.05  # eigenvalues below it tell nothing: their coordinates are mostly noise
 APART = 0.95  # where all eigenvalues are above it they tell nothing: the kernel hardly joins the points
 COSINE = 0.9  # correlation from which a coordinate counts as a cosine of time: those of random walks have 0.95 to 0.999
@@ -209,6 +211,7 @@ class Diffusion(Result):
     slots: dict[
         str, str
     ]  # of a published protocol whose values are not known: what stands in each place here. Empty where none was named
+    succession: float = math.nan  # of a cloud: p-value of "its points are drawn in no order", see `succession`
 
     # -- what follows from the numbers --------------------------------------------------------------------------------
 
@@ -271,6 +274,10 @@ class Diffusion(Result):
         text = f"{len(self.steps):,} points of a {what} in {self.dim:,} dimensions: eigenvalues {eigenvalues}{' ...' if len(self.eigenvalues) > 4 else ''}; dimension {self._dimension()}"
         if not self.nulls:
             return f"{text}; judged against nothing."
+        if self._undecided:
+            return f"{text}; {_count(self.draws, 'draw')} of each null model {'is' if self.draws == 1 else 'are'} too few to judge it."
+        if self._dependent:
+            return f"{text}; its points are no independent draws, and cannot be judged."
         like = self._alike()
         if not like:
             return f"{text}; unlike all {len(self.nulls)} null models (p ≤ {self.joint_p.max():.2g})."
@@ -287,8 +294,10 @@ class Diffusion(Result):
         said = []
         if len(self.pieces) > 1:
             shown = [f"{size:,}" for size in self.pieces[:3]]
+            telling = min(len(self.pieces) - 1, len(self.eigenvalues))
+            told = "the first coordinate tells" if telling == 1 else f"the first {telling:,} coordinates tell"
             sizes = _joined(shown + ([f"{len(self.pieces) - 3:,} more"] if len(self.pieces) > 3 else []))
-            said.append(f"At this bandwidth the points fall into {len(self.pieces):,} pieces ({sizes}), and {'the first coordinate tells' if len(self.pieces) == 2 else f'the first {len(self.pieces) - 1:,} coordinates tell'} these apart and nothing else.")  # fmt: skip
+            said.append(f"At this bandwidth the points fall into {len(self.pieces):,} pieces ({sizes}), and {told} these apart and nothing else.")  # fmt: skip
         k, n = len(self.eigenvalues), len(self.informative)
         if not n and self.eigenvalues.min() >= APART:
             return [*said, f"All {_count(k, 'eigenvalue')} are above {APART:g}: the bandwidth is so small, or some points lie so far from the others, that they tell nothing; take a larger bandwidth, or a phase of the path."]  # fmt: skip
@@ -300,7 +309,7 @@ class Diffusion(Result):
         leading = len(self.cosines) if (self.cosines >= COSINE).all() else int(np.argmin(self.cosines >= COSINE))
         if leading:
             which = "The first coordinate is the cosine" if leading == 1 else f"The first {leading} coordinates are the cosines"  # fmt: skip
-            said.append(f"{which} of time that every smooth curve and every random walk has (correlation {self.cosines[:leading].min():.2f}{' and more' if leading > 1 else ''}).")  # fmt: skip
+            said.append(f"{which} of time that an evenly run straight line and every long random walk have too (correlation {self.cosines[:leading].min():.2f}{' and more' if leading > 1 else ''}).")  # fmt: skip
         if len(self.informative) > 1:
             names = _joined([f"ψ{j + 1}" for j in self.unique])
             said.append(f"Of those that tell something {names} {'is' if len(self.unique) == 1 else 'are'} no smooth function of the earlier ones{'' if len(self.unique) == len(self.informative) else '; the others repeat them (harmonics)'}.")  # fmt: skip
@@ -310,11 +319,23 @@ class Diffusion(Result):
         """The nulls from which the eigenvalues and the dimension are not told apart."""
         return [name for name, p in zip(self.nulls, self.joint_p, strict=True) if p > LEVEL] if self.nulls else []
 
+    @property
+    def _undecided(self) -> bool:
+        """Whether there are too few draws for any p-value to be evidence."""
+        return self.draws + 1 < 1 / LEVEL
+
+    @property
+    def _dependent(self) -> bool:
+        """Whether the points of a cloud are no independent draws, which its null models take them for."""
+        return self.succession <= DEPENDENT
+
     def _said_of_nulls(self) -> list[str]:
         if not self.nulls:
             return ["All this was judged against nothing: without null models no number here is evidence of low dimension."]  # fmt: skip
-        if self.draws + 1 < 1 / LEVEL:
-            return [f"{self.draws} draws of a null cannot give a p-value of {LEVEL:g}: nothing can be told from them; take 19 or more."]  # fmt: skip
+        if self._undecided:
+            return [f"{_count(self.draws, 'draw')} of a null cannot give a p-value of {LEVEL:g}: nothing can be told from them; take 19 or more."]  # fmt: skip
+        if self._dependent:
+            return [f"Points that follow each other are nearer than others (p = {self.succession:.2g}): they are no independent draws, which the null models take them for, so that p-values are too small and dimensions too low. Draw them further apart."]  # fmt: skip
         like = self._alike()
         if not like:
             return [f"Eigenvalues and dimension are unlike those of every null model (p ≤ {self.joint_p.max():.2g})."]
@@ -324,10 +345,11 @@ class Diffusion(Result):
         text = (
             f"In eigenvalues and dimension they show nothing that {told} {'does' if len(like) == 1 else 'do'} not show."
         )
-        return [f"{text} They are unlike {_joined(other)}." if other else text]
+        unlike = max((p[name] for name in self.nulls if name not in like), default=0.0)
+        return [f"{text} They are unlike {_joined(other)} (p ≤ {unlike:.2g})." if other else text]
 
     def _said_of_dimension(self) -> list[str]:
-        if not self.nulls:
+        if not self.nulls or self._undecided or self._dependent:
             return []
         name, value, p = self.estimators[self.judged], self._dimension(), self.p_values("dimensions")[:, self.judged]
         if np.isnan(p).all():
@@ -358,7 +380,7 @@ class Diffusion(Result):
     def caption(self) -> str:
         """See Result."""
         j, gap, error, same = self.gap
-        taken = f"{len(self.steps):,} points" if len(self.steps) == self.recorded else f"{len(self.steps):,} of {self.recorded:,} points, evenly thinned"  # fmt: skip
+        taken = f"{len(self.steps):,} points" if len(self.steps) + self.masked == self.recorded else f"{len(self.steps):,} of {self.recorded:,} points, evenly thinned"  # fmt: skip
         text = f"{self.verdict()} Measured on {taken}; distances in {self.space} ({self.dim:,} dimensions; {self.approximation}); kernel exp(-d²/4ε) with ε = {self.epsilon:.4g} by the rule {self.rule}, α = {self.alpha:g}, diffusion time {self.time:g}{f'; residuals of eigenpairs at most {self.accuracy:.0e}' if math.isfinite(self.accuracy) else ''}. "  # fmt: skip
         if self.masked:
             text += f"Left out, since they hold NaN or infinity: {_count(self.masked, 'point')}. "
@@ -711,7 +733,7 @@ def diffuse(
     ordered: bool = True,
     recorded: int | None = None,
     alpha: float = 1.0,
-    bandwidth: str | float = "bgh",
+    bandwidth: str | float = "median",
     components: int = 10,
     time: float = 0.0,
     nulls: int = 20,
@@ -725,7 +747,7 @@ def diffuse(
     ordered: the points are a path in this order, at the times `distances.steps`; else a cloud.
     recorded: how many points there were before they were thinned.
     alpha: 1 takes the density of the points out (their geometry); 1/2 gives the dynamics; 0 keeps it.
-    bandwidth: a rule of `landscape.kernels`, or a number. The same rule is applied to every draw of a null.
+    bandwidth: a rule of `landscape.kernels`, or a number. Default `median`: where a run slows down, `bgh` takes its last tiny steps for the scale, and all eigenvalues are 1. The same rule is applied to every draw of a null.
     nulls: draws of each null model; 20 are enough for p < 0.05. 0: none, and the answer says so.
     subsamples: random half samples for the uncertainty of the eigenvalues; 20 give it to a sixth, 1 / sqrt(2 * 19).
     engine: what solves for the map; nulls are measured by our own, and so is what they are compared with.
@@ -803,7 +825,19 @@ def diffuse(
         null_fits=drawn["fits"],
         null_shares=drawn["shares"],
         slots=dict(slots or {}),
+        succession=math.nan if ordered else succession(squared, seed),
     )
+
+
+def succession(squared: np.ndarray, seed: int) -> float:
+    """p-value of points being drawn in no order, from squared distances (T, T): low where those that follow each other are nearer than in ORDERS random orders.
+
+    Exact for exchangeable points. Points of one walk are not (`clouds.drift`), and look low-dimensional for it: each has the few before and after it for neighbours.
+    """
+    random = np.random.default_rng(child_seed(seed, "order"))
+    orders = [random.permutation(len(squared)) for _ in range(ORDERS)]
+    drawn = np.array([squared[order[:-1], order[1:]].sum() for order in orders])
+    return p_value(float(squared.diagonal(1).sum()), drawn, "lower")
 
 
 def _models(ordered: bool) -> dict[str, Null]:
@@ -819,25 +853,28 @@ def _drawn(
     for m, model in enumerate(models):
         for b in range(draws):
             random = np.random.default_rng(child_seed(seed, f"null {model}", b))
-            squared = draw(model, distances.gram, distances.steps, distances.dim, random)
+            # of a random projection, points have its dimensions; of principal components, each draw has its own
+            gram = distances.gram if distances.whole is None else distances.whole
+            dim = distances.kept if distances.kept and distances.whole is None else distances.dim
+            squared = distances.alike(draw(model, gram, distances.steps, dim, random))
             for name, values in _measured(squared, ordered, rule, alpha, k).numbers.items():
                 found[name][m, b] = values
     return found
 
 
 def _halves(squared: np.ndarray, rule: str | float, alpha: float, k: int, count: int, seed: int) -> np.ndarray:
-    """Eigenvalues (H, k) of random halves of the points, each with its own bandwidth; none where a half has not so many."""
+    """Eigenvalues (H, k) of random halves of the points, each with its own bandwidth: of those whose points are not all equal; none where a half has not so many, or fewer than 2 are left."""
     size = len(squared) // 2
     if size <= k + 1:
         return np.empty((0, k))
-    found = np.empty((count, k))
+    found = []
     for h in range(count):
         random = np.random.default_rng(child_seed(seed, "half sample", h))
         rows = np.sort(random.choice(len(squared), size, replace=False))
         half = squared[np.ix_(rows, rows)]
         if half.any():
-            found[h] = eigen(half, kernels.bandwidth(half, rule).epsilon, alpha, k)[0]
-    return found
+            found.append(eigen(half, kernels.bandwidth(half, rule).epsilon, alpha, k)[0])
+    return np.array(found) if len(found) > 1 else np.empty((0, k))
 
 
 def _variants(squared: np.ndarray, k: int) -> dict[str, np.ndarray]:

@@ -178,10 +178,12 @@ class TinySpace(Result):
         return f"{'; '.join(said)}. {self._reading()}"
 
     def _reading(self) -> str:
-        """The two shares in a sentence."""
-        dominant, rest = (self.share(arm)[0] for arm in ARMS[1:3])
+        """The two shares in a sentence, where their intervals lie on one side of a half."""
+        (dominant, _), (rest, _) = shares = [self.share(arm) for arm in ARMS[1:3]]
         if not (math.isfinite(dominant) and math.isfinite(rest)):
             return "An arm diverged: no reading."
+        if any(abs(share - 0.5) < margin for share, margin in shares):
+            return "Whether a part brings half by itself is not certain: no reading. Take more --replicates or --steps."
         held = float(np.nanmedian(self.in_hessian))
         if dominant < 0.5 <= rest:
             ending = ": the alignment is no evidence of a tiny subspace" if held >= 0.5 else ""
@@ -391,7 +393,10 @@ def tiny(
         by_chance=chance(k, f.dim),
         optimizer=recipe.optimizer,
         start=start.step,
-        moments="kept" if start.moments or not (start.step or cloud) else "begin at zero",
+        # plain SGD has none to keep
+        moments="kept"
+        if start.moments or not (start.step or cloud) or (recipe.optimizer == "sgd" and not recipe.momentum)
+        else "begin at zero",
         rate=recipe.rate(start.step),
         refresh=refresh,
         **along,

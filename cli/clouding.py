@@ -150,6 +150,7 @@ def tiny(
     )
     begin = int(measured[len(measured) // 2]) if start is None else start
     source = Place(where.run, int(trajectory.steps[trajectory.index(begin)]))
+    clouds.check(source)
     chosen: dict[str, Any] = {"top": top, "refresh": refresh, "replicates": replicates, "max_products": max_products}
     asked = {"path": trajectory.identity, "at": [int(step) for step in measured], "start": begin, "steps": steps, "rate": rate, **chosen}  # fmt: skip
 

@@ -43,8 +43,8 @@ from landscape.trajectories import TrajectoryWriter
 Kind = Literal["restarts", "stationary"]
 KINDS: tuple[Kind, ...] = ("restarts", "stationary")
 
-# of the way that is kept, the share that is walked before for nothing. How long a walk takes to forget its start is not known beforehand: half is what is usual where chains are
-# thrown away blindly (Gelman and Rubin 1992), and `drift` tells whether it was enough
+# of the way that is kept, the share that is walked before for nothing. How long a walk takes to forget its start is not known beforehand: half of what is kept is a third of
+# the whole (Gelman and Rubin 1992 throw away the first half, blindly), and `drift` tells whether it was enough
 BURN_IN = 0.5
 # of `drift`: in many dimensions that of independent points hardly varies about 1, and correlated ones of a stationary walk show their correlation time in it
 DRIFTS = 3.0
@@ -113,13 +113,18 @@ def held(recipe: Recipe, step: int, steps: int, rate: float | None = None) -> Re
     return dataclasses.replace(recipe, steps=step + steps, lr=rate, schedule="constant", warmup=0)
 
 
+def check(source: Place) -> None:
+    """Raises UsageError for a source that was trained within a subspace: a continuation would leave it."""
+    if source.run.options.get("subspace"):
+        raise UsageError(f"{source.run.folder} was trained within a subspace ({source.run.options['subspace']}), which a continuation in the whole space would leave. Give a run of the whole space.")  # fmt: skip
+
+
 def options(source: Place, recipe: Recipe, plan: Plan, **more: Any) -> dict[str, Any]:
     """The options of a cloud's run. recipe: what `held` makes of the source's.
 
     Raises UsageError for a source that was trained within a subspace: a continuation would leave it.
     """
-    if source.run.options.get("subspace"):
-        raise UsageError(f"{source.run.folder} was trained within a subspace ({source.run.options['subspace']}), which a continuation in the whole space would leave. Give a run of the whole space.")  # fmt: skip
+    check(source)
     place = {"run": str(source.run.folder.resolve()), "step": source.step, "checksum": source.checksum}
     asked = {"cloud": plan.kind, "source": place, "size": plan.size, "apart": plan.steps, "burn_in": plan.unused}
     return branches.options_of(source.run, recipe, **asked, noise=plan.seed, **more)
@@ -129,7 +134,7 @@ def draw(run: Run, source: Place, task: Task, f: Objective, recipe: Recipe, plan
     """Draw a cloud into a run that has begun with `options`, or go on with one that was stopped; yields now and then.
 
     f: the task's whole objective on its train rows. recipe: what `held` makes of the source's.
-    A point whose training diverged is left out and counted (`lost` in run.json). Raises DivergedError where all but two are.
+    A point whose training diverged is left out and counted (`lost` in run.json). Raises DivergedError where fewer than three are left, UsageError for restarts without noise.
     """
     with files.exclusive(run.folder, lend=True):
         try:
@@ -171,6 +176,8 @@ def remarks(run: Run) -> list[str]:
 
 
 def _draw(run: Run, source: Place, task: Task, f: Objective, recipe: Recipe, plan: Plan) -> Iterator[Progress]:
+    if plan.kind == "restarts" and recipe.batch_size in (0, len(f.rows)) and not (recipe.augmentations or f.model.stochastic):  # fmt: skip
+        raise UsageError("every step takes all rows, so that no noise tells the continuations apart and all would end at one point. Give a smaller --batch-size.")  # fmt: skip
     start = origin(source, f)
     none = recipe.optimizer == "sgd" and not recipe.momentum
     known = (

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -384,10 +385,14 @@ class DiffusionMap(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         for name, got, allowed in (("kernel", self.kernel, KERNELS), ("solver", self.solver, SOLVERS), ("engine", self.engine, ENGINES), ("metric", self.metric, METRICS)):  # fmt: skip
             if got not in allowed:
                 raise unknown(name, str(got), allowed)
-        if self.n_components < 1:
-            raise InputError(f"n_components is 1 or more; got {self.n_components}.")
-        if self.alpha > 1 or (self.alpha < 0 and self.kernel == "gaussian"):
+        if not (isinstance(self.n_components, numbers.Integral) and self.n_components >= 1):
+            raise InputError(f"n_components is a whole number, 1 or more; got {self.n_components}.")
+        if not (self.alpha <= 1 and (self.alpha >= 0 or self.kernel == "variable")):
             raise InputError(f"alpha lies from 0 to 1; got {self.alpha}.")
+        if not math.isfinite(self.beta):
+            raise InputError(f"beta is a finite number; got {self.beta}.")
+        if self.dimension is not None and not 0 < self.dimension < math.inf:
+            raise InputError(f"dimension is a positive number, or None; got {self.dimension}.")
         if not 0 < self.cutoff < 1:
             raise InputError(f"cutoff lies between 0 and 1; got {self.cutoff}.")
         if self.neighbours is not None and self.neighbours < 2:

@@ -51,6 +51,7 @@ class Distances:
     space: str  # in words: "parameters", "parameters fc1.*", ...
     dim: int  # D of that space
     approximation: str = "exact"  # or in words, with what is discarded
+    kept: int = 0  # dimensions, or principal components, that the approximation keeps; 0: all D
     check: dict[str, Any] = field(
         default_factory=dict
     )  # see `_check`: relative errors found, and how many pairs were `refined`
@@ -59,6 +60,7 @@ class Distances:
     recorded: int = 0  # rows that the source had: `extended` goes on from there
     params: str = "*"  # the glob that chose the columns
     inner: np.ndarray | None = None  # (T, T) inner products seen from the mean, as added up
+    whole: np.ndarray | None = None  # (T, T) those before all but `kept` principal components were left out
 
     def __len__(self) -> int:
         return len(self.squared)
@@ -67,6 +69,15 @@ class Distances:
     def gram(self) -> np.ndarray:
         """(T, T) inner products seen from the mean of the points: as added up, where that is known; else the squared distances, centred twice."""
         return _centred(-self.squared / 2) if self.inner is None else self.inner
+
+    def alike(self, squared: np.ndarray) -> np.ndarray:
+        """Squared distances (T, T) of other points, such as a null model draws by `whole`, approximated as these were: principal components are those of the points themselves."""
+        if self.whole is None:
+            return squared
+        coordinates, _ = _principal(_centred(-squared / 2), self.kept)
+        if coordinates is None:
+            return squared
+        return _exact(_held(coordinates), np.arange(len(coordinates))).squared
 
     def select(self, rows: Sequence[int] | np.ndarray) -> Distances:
         """Those of some of the points: indices into these T."""
@@ -79,6 +90,7 @@ class Distances:
             losses=self.losses[kept],
             rows=self.rows[kept],
             inner=None if self.inner is None else _centred(self.inner[both]),
+            whole=None if self.whole is None else _centred(self.whole[both]),
         )
 
 
@@ -229,8 +241,9 @@ def _measure(stream: Stream, total: int, dim: int, approximation: str, seed: int
     kind, k = _approximation(approximation)
     points = _held(_projected(stream, total, k, seed)) if kind == "random" else stream
     found = _exact(points, np.arange(total))
-    words = "exact"
+    words, kept, whole = "exact", 0, None
     if kind == "random":
+        kept = k
         words = f"a random projection of {dim:,} dimensions to {k} (random signs, seed {seed}): it changes a distance by about {1 / math.sqrt(2 * k):.1%}"
     if kind == "principal":
         coordinates, rest = _principal(found.inner, k)
@@ -238,6 +251,7 @@ def _measure(stream: Stream, total: int, dim: int, approximation: str, seed: int
             words = f"{k} principal components, which hold the points wholly"
         else:
             cut = _exact(_held(coordinates), np.arange(len(found.rows)))
+            whole, kept = found.inner, k
             found = dataclasses.replace(cut, rows=found.rows)
             words = f"{k} principal components: {rest:.2g} of the variance is discarded"
     return Distances(
@@ -247,10 +261,12 @@ def _measure(stream: Stream, total: int, dim: int, approximation: str, seed: int
         space="",
         dim=dim,
         approximation=words,
+        kept=kept,
         check=_check(stream, found),
         masked=total - len(found.rows),
         rows=found.rows,
         inner=found.inner,
+        whole=whole,
     )
 
 

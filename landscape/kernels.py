@@ -165,9 +165,10 @@ def _parsed(rule: str | float) -> tuple[str, float]:
         number = DIVISOR if name == "median" else 0.0
     if name not in (*RULES, "fixed") or (rest and name not in ("median", "neighbour")):
         raise unknown("bandwidth", str(rule), (*RULES[:2], "median:4", "neighbour:7", "a number"))
-    if name == "neighbour" and (number < 1 or number != int(number)):
+    if name == "neighbour" and not (math.isfinite(number) and number >= 1 and number == int(number)):
         raise UsageError(f"the bandwidth {rule!r} takes a whole number of neighbours, 1 or more, such as neighbour:7.")
-    if name in ("fixed", "median") and not 0 < number < math.inf:
+    # the least is that whose reciprocal is finite
+    if name in ("fixed", "median") and not np.finfo(float).tiny <= number < math.inf:
         raise UsageError(f"a bandwidth is a positive number; got {rule!r}. It has squared units of the distance.")
     return name, number
 

@@ -179,9 +179,9 @@ def test_what_diverges_is_left_out_and_counted(tmp_path):
     assert cloud.record()["cloud"]["lost"] == hit and len(cloud.trajectory()) == 30 - hit
     assert np.isfinite(cloud.trajectory().points()).all()
     assert f"{hit} of 30 continuations diverged" in clouds.remarks(cloud)[0]
-    # all of them
+    # all of them: no batch leaves that row out (of all rows but one, each does in one draw of so many)
     with pytest.raises(DivergedError, match="stopped being finite"):
-        drawn(tmp_path / "d", last(run), task, f, dataclasses.replace(recipe, batch_size=0), Plan(3, 1))
+        drawn(tmp_path / "d", last(run), task, f, dataclasses.replace(recipe, batch_size=total - 1), Plan(3, 1))
 
 
 def test_a_pruned_network_stays_within_its_mask(tmp_path):
@@ -238,6 +238,13 @@ def test_the_drift_of_independent_points_is_one():
 def test_refused(asked, says):
     with pytest.raises(UsageError, match=says):
         Plan(**asked)
+
+
+@pytest.mark.parametrize("rows", [0, 200])
+def test_restarts_without_noise_are_refused(tmp_path, rows):
+    run, task, f, made = trained(tmp_path / "a", batch_size=rows)
+    with pytest.raises(UsageError, match="no noise"):
+        drawn(tmp_path / "b", last(run), task, f, made, Plan(size=4, steps=2))
 
 
 def test_a_rate_of_zero_and_a_subspace_are_refused(tmp_path):

@@ -1,5 +1,7 @@
 import itertools
+import math
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -475,3 +477,9 @@ def test_pipeline() -> None:
     assert np.allclose(pipeline.transform(x), made, atol=1e-10)
     copy = clone(pipeline[-1]).set_params(alpha=0.5)
     assert (copy.alpha, copy.time) == (0.5, 2.0)
+
+
+@pytest.mark.parametrize("options", [{"alpha": math.nan}, {"beta": math.nan}, {"n_components": 2.5}, {"dimension": -1.0, "kernel": "variable"}, {"bandwidth": 1e-320}, {"bandwidth": "neighbour:nan"}, {"bandwidth": "neighbour:inf"}])  # fmt: skip
+def test_numbers_that_are_none_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        DiffusionMap(**{"n_components": 2} | options).fit(np.random.default_rng(0).standard_normal((20, 2)))

@@ -53,7 +53,9 @@ def draws(name: str) -> np.ndarray:
 
 @functools.cache
 def found(name: str, nulls: int = 19) -> Diffusion:
-    return diffuse(distances.of_points(draws(name)), ordered=name in ("walk", "line"), nulls=nulls, components=6)
+    return diffuse(
+        distances.of_points(draws(name)), ordered=name in ("walk", "line"), nulls=nulls, components=6, bandwidth="bgh"
+    )
 
 
 # -- verdicts ---------------------------------------------------------------------------------------------------------
@@ -63,7 +65,7 @@ def test_a_random_walk_shows_nothing_that_a_random_walk_does_not() -> None:
     one = found("walk")
     verdict = one.verdict()
     assert "nothing that a random walk (p = " in verdict
-    assert "cosines of time that every smooth curve and every random walk has" in verdict
+    assert "cosines of time that an evenly run straight line and every long random walk have too" in verdict
     assert "no more low-dimensional than" in verdict
     assert "A path cannot show a manifold's dimension, since it is a curve: see `landscape cloud`." in verdict
     assert one.summary().endswith("nothing that a random walk does not show.")
@@ -100,7 +102,7 @@ def test_a_gaussian_cloud_shows_nothing_but_its_covariance() -> None:
     one = found("gaussian cloud")
     verdict = one.verdict()
     assert "nothing that a Gaussian cloud of the same covariance" in verdict
-    assert "They are unlike an isotropic Gaussian cloud." in verdict
+    assert "They are unlike an isotropic Gaussian cloud (p ≤ 0.05)." in verdict
     assert "no more low-dimensional than a Gaussian cloud of the same covariance" in verdict
     # what a null keeps is no evidence
     assert (one.p_values("shares")[one.nulls.index("matched-cloud")] == 1).all()
@@ -117,12 +119,55 @@ def test_without_nulls_it_is_judged_against_nothing() -> None:
 def test_too_few_draws_are_said_to_tell_nothing() -> None:
     one = diffuse(distances.of_points(draws("line")[:40]), nulls=5, components=3)
     assert "5 draws of a null cannot give a p-value of 0.05" in one.verdict()
+    # nor is anything else said of them
+    assert "no more low-dimensional" not in one.verdict()
+    assert one.summary().endswith("5 draws of each null model are too few to judge it.")
+
+
+def test_points_of_one_walk_are_no_cloud() -> None:
+    random = np.random.default_rng(0)
+    points = random.standard_normal((T, 40))
+    for i in range(1, T):  # a stationary Gaussian process: no manifold, but each point near the one before
+        points[i] = 0.8 * points[i - 1] + 0.6 * points[i]
+    one = diffuse(distances.of_points(points), ordered=False, nulls=19, components=4)
+    # a Gaussian law, which a null model that takes points for independent rejects
+    assert one.joint_p.max() == 0.05
+    assert "no independent draws" in one.verdict() and "low-dimensional" not in one.verdict()
+    assert one.summary().endswith("cannot be judged.")
+    assert not found("gaussian cloud")._dependent
+
+
+def test_order_of_independent_points_is_judged_exactly() -> None:
+    random = np.random.default_rng(1)
+    p = []
+    for seed in range(400):
+        points = random.standard_normal((12, 3))
+        p.append(diffusions.succession(np.sum((points[:, None] - points) ** 2, axis=2), seed))
+    # uniform on 200 places: p <= 0.1 in 40 of 400, with a standard error of 6
+    assert abs(np.count_nonzero(np.array(p) <= 0.1) - 40) < 4 * 6
+    line = np.arange(12.0)[:, None]
+    assert diffusions.succession((line - line.T) ** 2, 0) == 1 / 200
+
+
+def test_a_projected_walk_is_judged_in_the_space_it_is_projected_to() -> None:
+    # few signs and many dimensions: the projection of an isotropic walk is one again, to 1 / sqrt(D)
+    points = distances.of_points(np.random.default_rng(5).standard_normal((60, 20000)).cumsum(axis=0), approximation="random:8")  # fmt: skip
+    assert points.kept == 8 and points.dim == 20000
+    one = diffuse(points, nulls=19, components=4, bandwidth="median", subsamples=0)
+    assert one.joint_p[one.nulls.index("isotropic-walk")] > 0.05
+    # five principal components of a walk are five cosines, smoother than any walk: so are those of each draw
+    cut = diffuse(distances.of_points(draws("walk"), approximation="principal:5"), nulls=19, components=4, subsamples=0)
+    assert cut.p_values("eigenvalues").min() > 0.05 and cut.joint_p[cut.nulls.index("isotropic-walk")] > 0.05
 
 
 def test_pieces_and_bandwidths_that_tell_nothing() -> None:
     points = np.r_[draws("gaussian cloud")[:30], draws("gaussian cloud")[30:50] + 1e4]
     two = diffuse(distances.of_points(points), ordered=False, nulls=0, bandwidth=50.0, components=3)
     assert two.pieces.tolist() == [30, 20]
+    assert (
+        "first 3 coordinates tell"
+        in diffuse(distances.of_points(points), nulls=0, bandwidth=1e-6, components=3).verdict()
+    )
     assert "fall into 2 pieces (30 and 20), and the first coordinate tells these apart" in two.verdict()
     assert any("pieces" in warning for warning in two.warnings)
     tiny = diffuse(distances.of_points(draws("walk")), nulls=0, bandwidth=1e-6, components=3)
@@ -230,6 +275,16 @@ def test_bad_points() -> None:
     assert len(one.eigenvalues) == 18
     assert any("50 components were asked for; 19 points have 18" in warning for warning in one.warnings)
     assert "NaN or infinity: 1 point." in one.caption()
+    assert "thinned" not in one.caption().partition("distances in")[0]
+
+
+def test_half_samples_of_points_that_are_all_equal_are_left_out() -> None:
+    points = np.zeros((60, 3))
+    points[0] = 1
+    one = diffuse(distances.of_points(points), nulls=0, components=3, bandwidth="median")
+    # the one point that differs is in about half of them
+    assert 2 <= len(one.halves) < 20
+    np.testing.assert_allclose(one.halves, one.halves[:1].repeat(len(one.halves), axis=0), atol=1e-12)
 
 
 def test_which_points_are_taken() -> None:

@@ -326,6 +326,10 @@ def test_the_verdict_says_what_the_arms_do():
     assert found.table()[4][-1] == "no" and "-37.5" in found.table()[4][-2] and "no evidence of a tiny subspace" in told
     turned = curved(np.array([0.2, 0.22, 0.97, 0.9, 0.9])[:, None] + spread)
     assert "Training happens in the top space" in turned.verdict()
+    # shares of 0.45 and 0.55 with margins of 0.4 say nothing, whatever side of a half they are on
+    unsure = np.array([0.2, 0.64, 0.56, 0.9, 0.9])[:, None] + 10 * spread
+    unsure[0] = 0.2
+    assert "not certain: no reading" in curved(unsure).verdict()
     assert "does not lower the loss for certain" in curved(np.ones((5, 3)) + spread).verdict()
     ends[2, 1] = np.nan
     assert curved(ends).lowers("rest") == "diverged" and "Bulk-SGD alone diverges" in curved(ends).verdict()
