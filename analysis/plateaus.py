@@ -376,6 +376,10 @@ def plateau(
     widths = sorted(set(widths))
     if widths[-1] >= wide:
         raise UsageError(f"the narrow widths must stay below the wide one ({wide}); got {widths[-1]}.")
+    if bool((inputs == inputs[:1]).all()):
+        raise UsageError(
+            f"all {len(rows)} rows have the same inputs: there is nothing to fit. Give others, or more of them."
+        )
     rows = rows.to(torch.device("cpu"), torch.float64)
     chosen: dict[str, Any] = {"activation": activation, "optimizer": optimizer, "parametrisation": parametrisation}
     chosen["rate"] = RATES[optimizer, parametrisation] if rate is None else rate
@@ -552,7 +556,7 @@ def intervals(steps: np.ndarray, losses: np.ndarray) -> list[tuple[int, int]]:
     depth = -np.log(np.maximum(np.abs(np.gradient(inner, grid)), SLOW * 1e-4))
     end = depth.min() - math.log(DEEP) - 1
     tops, _ = find_peaks(np.concatenate([[end], depth, [end]]), prominence=math.log(DEEP))
-    found = []
+    found: list[tuple[int, int]] = []
     for top in tops - 1:
         if depth[top] < -math.log(SLOW):
             continue
@@ -563,7 +567,9 @@ def intervals(steps: np.ndarray, losses: np.ndarray) -> list[tuple[int, int]]:
         low = -math.inf if first == 0 else grid[first]
         high = math.inf if last == len(depth) - 1 else grid[last]
         inside = np.flatnonzero(usable)[(logs >= low - 1e-9) & (logs <= high + 1e-9)]
-        if len(inside):
+        if len(inside) and found and inside[0] <= found[-1][1]:  # what parts them is shorter than a recorded step
+            found[-1] = (found[-1][0], max(found[-1][1], int(inside[-1])))
+        elif len(inside):
             found.append((int(inside[0]), int(inside[-1])))
     return found
 

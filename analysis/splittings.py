@@ -10,6 +10,7 @@ Sources: Zhang et al. 2021 (splitting, null units, figure 3) and the long versio
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class Splitting(Result):
     critical: bool  # whether the slope is within NEAR of the largest |eigenvalue|
     checks: list[dict[str, Any]]  # name, value, tolerance, reason
     kinked: list[str]  # functions with kinks that the network calls
-    foretold: np.ndarray  # (S + 1, 3) inertia: that of the narrow network, and what is predicted from it
+    foretold: np.ndarray  # (S + 1, 3) inertia: that of the narrow network, and what is predicted from it; where the narrow one is not counted, what is added to it alone
     counted: np.ndarray  # (S + 1, 3) inertia counted in each Hessian
     cuts: np.ndarray  # (S + 1,) of the counted
     gaps: np.ndarray  # (S + 1,)
@@ -123,8 +124,11 @@ class Splitting(Result):
         line += "all checks within their tolerance" if self.exact else "A CHECK FAILED"
         line += f"; |g| {self.gradient:.2g}{'' if self.critical else ', not a critical point'}"
         if self.foretold[0, 0] >= 0:
-            line += f"; inertia {'about ' if np.isnan(self.gaps[0]) else ''}{_counts(self.foretold[0])}"
-            if self.foretold[-1, 0] >= 0:
+            known = self.counted[0, 0] >= 0
+            line += f"; inertia {_counts(self.foretold[0])}" if known else "; inertia before not counted"
+            if self.foretold[-1, 0] >= 0 and not known:
+                line += f", predicted {_counts(self.foretold[-1])} more"
+            elif self.foretold[-1, 0] >= 0:
                 line += (
                     f", predicted {_counts(self.foretold[-1])}: {_counts(self.foretold[-1] - self.foretold[0])} more"
                 )
@@ -168,8 +172,8 @@ class Splitting(Result):
                 "Predicted: the narrow network's inertia plus that of K = [[0, -B], [-B^T, ratio (1 - ratio) G]], exact at any point; the wide Hessian is formed for comparison only"
                 f"{'' if len(self.eigenvalues) > 1 else f', and not above {DENSE:,} parameters'}. An eigenvalue counts as 0 up to the cut (dashed). "
             )
-            if np.isnan(self.gaps[0]):
-                text += "The counts before are estimates by Lanczos quadrature, and so are the predicted ones; what is added to them is exact. "
+            if self.counted[0, 0] < 0:
+                text += f"The Hessian before is above {DENSE:,} parameters too, and its inertia is not counted: the predicted counts are those that are added to it, with its cut. "
             elif self.doubtful.any():
                 text += "Eigenvalues lie within a factor of 10 of a cut: these counts are doubtful and not compared. "
             if self.scaled.any():
@@ -214,6 +218,9 @@ class Splitting(Result):
                         words += (
                             f", cut {self.cuts[step]:.1e}, gap {self.gaps[step]:.1e}{', doubtful' if doubt else ''}"
                         )
+                    elif self.counted[0, 0] < 0:
+                        name = "inertia added"
+                        words = f"by K, cut {self.cuts[0]:.1e}, to that of {self.dims[0]:,} parameters, which is not counted"
                     rows.append((name, _counts(counts), "", words))
         return rows
 
@@ -442,7 +449,7 @@ def splitting(
     if not curved:
         if scan or escape:
             require_smooth(f, theta, pieces=False)
-        notes.append(f"the network calls {', '.join(kinked)}, which have no second derivative everywhere: no Hessian was taken. For that of the smooth pieces add --pieces (pieces=True).")  # fmt: skip
+        notes.append(f"the network calls {', '.join(kinked)}, without a second derivative everywhere: no Hessian was taken. For that of the smooth pieces add --pieces (pieces=True).")  # fmt: skip
     whole = made.whole
     wide, point = whole.wide_objective(f), whole.lift(theta)
     value, g = f.value_and_gradient(theta)
@@ -523,6 +530,9 @@ def _curvature(f: Objective, theta: Tensor, g: Tensor, made: Plan, own: Blocks |
         found["eigenvalues"].append(values)
     else:
         before, allowed = inertia(f.hessian(theta), seed=seed), 0.0
+        if before.ambiguous:
+            # eigenvalues lie at the cut by the hundred, and quadrature tells their number to thousands: what is added is known, and told alone
+            before = dataclasses.replace(before, positive=0, zero=0, negative=0)
     found["residual"] = _residual(f, theta, seed)
     told = _predicted(f, theta, made, own, before)
     for step, one in enumerate(told):
@@ -545,7 +555,7 @@ def _curvature(f: Objective, theta: Tensor, g: Tensor, made: Plan, own: Blocks |
             found["eigenvalues"].append(values)
     for step, one in enumerate(counts):
         found["counted"][step], found["cuts"][step], found["gaps"][step], found["doubtful"][step] = (
-            one.counts,
+            one.counts if any(one.counts) else -1,
             one.cut,
             one.gap,
             one.ambiguous,

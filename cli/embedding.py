@@ -87,6 +87,8 @@ def split(
         raise UsageError(f"--ratio is a finite number; got {ratio}.")
     if save is not None and save.suffix != ".safetensors":
         raise UsageError(f"--save writes a .safetensors file; got {save.name!r}.")
+    if save is not None and save.exists():
+        raise UsageError(f"{save} exists. Give --save the name of a new file.")
     ends = None if scan is None else _ends(scan)
     way = "threefold" if threefold else "null" if null else "split"
     chosen: dict[str, Any] = {"way": way, "layer": layer, "unit": unit, "ratio": ratio, "widen": widen, "bias": bias}
@@ -119,7 +121,9 @@ def split(
         site, _ = _site(where, dataclasses.replace(options, rows=2), common)
         whole = plan(site.train, site.point, **chosen).whole
         state = whole.wide_objective(site.train).module(whole.lift(site.point)).state_dict()
-        files.write_atomic(save, safetensors.torch.save({name: value.contiguous() for name, value in state.items()}))
+        files.write_atomic(
+            save, safetensors.torch.save({name: value.contiguous() for name, value in state.items()}), new=True
+        )
         note(f"(the wide network's weights are in {save})")
 
 

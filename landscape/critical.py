@@ -176,7 +176,8 @@ def find(f: Objective, starts: Tensor, *, method: Method = "trust-region", steps
     # of the trust region a length, of Newton a share of the step
     reach = z.norm(dim=1).clamp_min(1.0) if method == "trust-region" else z.new_ones(len(z))
     value, gradient, hessian = expansion(f, z)
-    active = torch.arange(len(z), device=z.device)
+    # a start whose loss or Hessian is not finite has nowhere to go
+    active = (torch.isfinite(value) & torch.isfinite(hessian).flatten(1).all(1)).nonzero()[:, 0]
     idle = torch.zeros_like(taken)  # steps in a row that rounding alone decided
     while len(active) and int(taken.max()) < steps:
         v, g, radius = value[active], gradient[active], reach[active]
@@ -352,7 +353,7 @@ def canonical(f: Objective, points: Tensor, layers: Sequence[Layer]) -> Tensor:
             for parts in (layer.copies, layer.scaled)
         )
         incoming, outgoing = found[:, reads], found[:, writes]  # (E, m, ...)
-        if layer.activation in ODD and len(layer.writers) == 1:
+        if layer.activation in ODD and layer.kind in ("dense", "channel") and len(layer.writers) == 1:
             large = incoming.abs() > SAME * incoming.abs().amax(2, keepdim=True)
             first = large.to(torch.int64).argmax(2, keepdim=True)
             sign = torch.where(incoming.gather(2, first) < 0, -1.0, 1.0).to(found)

@@ -39,7 +39,10 @@ from landscape.units import Layer, Slice
 Policy = Literal["even", "random", "null"]
 POLICIES: tuple[Policy, ...] = ("even", "random", "null")
 # functions with s(c x) = c s(x) for c > 0: what an isometric split needs
-HOMOGENEOUS = ("identity", "relu", "leaky_relu", "abs")
+HOMOGENEOUS = ("identity", "relu", "leaky_relu", "abs", "scale", "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")  # fmt: skip
+
+# of a ratio: its square times eps is 1, so that A^T H A would be rounding alone in float64
+FAR = 6e7
 
 Move = tuple[Tensor, Tensor]  # derivatives of factor and constant (M',) by one free coefficient
 
@@ -379,12 +382,16 @@ def _block(name: str, shape: Sequence[int], growths: Sequence[_Growth], block: T
 
 
 def split(module: nn.Module, layer: Layer, unit: int, ratio: float, *, decay: float = 0.0) -> Embedding:
-    """Unit `unit` becomes two: it keeps the share 1 - ratio of its output side, and the last unit of the wide layer, its copy, has the share ratio. Any finite ratio.
+    """Unit `unit` becomes two: it keeps the share 1 - ratio of its output side, and the last unit of the wide layer, its copy, has the share ratio, any number up to FAR in size.
 
     decay: the weight decay under which the network is critical. Plain splits keep no criticality under one and are refused; see `isometric`.
     """
     layer.checked(unit)
     _finite("ratio", ratio)
+    if abs(ratio) > FAR:
+        raise UsageError(
+            f"a ratio of {ratio:g} leaves nothing but rounding of what two copies have together: take one of at most {FAR:g} in size."
+        )
     if decay:
         raise UsageError(
             f"a split changes the sum of squares, so under weight decay {decay:g} a critical point does not stay one. Use isometric (activations {', '.join(HOMOGENEOUS)}, no norm), or leave the decay out."
@@ -666,7 +673,7 @@ def _pairs(left: _Frame, right: _Frame) -> Iterator[tuple[Tensor, Tensor]]:
 # -- symmetries ---------------------------------------------------------------------------------------------------------
 
 # functions with s(-x) = -s(x)
-ODD = ("tanh", "softsign", "sin", "erf", "tanhshrink", "atan", "sinh")
+ODD = ("tanh", "softsign", "sin", "erf", "tanhshrink", "atan", "sinh", "scale")
 
 
 def canonical(module: nn.Module, layers: Sequence[Layer], theta: Tensor) -> Tensor:
@@ -693,11 +700,12 @@ def canonical(module: nn.Module, layers: Sequence[Layer], theta: Tensor) -> Tens
             [theta[torch.cat(_positions(layer, unit, layout, read=True))] for unit in range(layer.size)]
         )
         rows = torch.ones(layer.size, dtype=torch.float64)
-        if layer.kind in ("dense", "channel") and layer.activation in HOMOGENEOUS:
+        functions = set(layer.activation.split("+"))
+        if layer.kind in ("dense", "channel") and functions <= set(HOMOGENEOUS):
             norms = inner.norm(dim=1), outer.cpu().double().norm(dim=1)
             alive = (norms[0] > 0) & (norms[1] > 0)  # of a unit that is not read, or reads nothing, no scale is the one
             rows = torch.where(alive, (norms[1] / norms[0]).sqrt(), 1.0)
-        elif layer.kind in ("dense", "channel") and layer.activation in ODD:
+        elif layer.kind in ("dense", "channel") and functions <= set(ODD):
             largest = inner.gather(1, inner.abs().argmax(1, keepdim=True))[:, 0]
             rows = torch.where(largest < 0, -1.0, 1.0).double()
         keys = (rows.unsqueeze(1) * inner).tolist()
@@ -800,7 +808,7 @@ def check(
         scale = max(_largest(bent), _largest(half.hessian(theta) @ v))
         found["curvature"] = Check(
             _largest(back - bent),
-            eps * rows * copies**2 * scale,
+            eps * rows * copies * copies * scale,
             f"rounding: eps {eps:.1e} x {rows} terms x {copies:.3g} squared, the sum of absolute shares, x {scale:.2g}, the largest H v of all or half the rows",
         )
     # an output of a unit of its own is at most 1 + |bias| for all usual activations

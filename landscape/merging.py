@@ -106,15 +106,32 @@ CHARACTERS: dict[str, Character] = {
     "elu": Character(vanishes=True, multiplicity=1, lipschitz=1),
     "selu": Character(vanishes=True, lipschitz=1.7581),
 }
+# what else units.layers tells of a unit: a factor, of which the name does not tell how large it is, and the largest of a channel's pixels
+BESIDE: dict[str, Character] = {
+    "scale": Character(homogeneous=True, level=0.0, vanishes=True),
+    **{
+        f"{kind}max_pool{axes}d": Character(homogeneous=True, vanishes=True)
+        for kind in ("", "adaptive_")
+        for axes in (1, 2, 3)
+    },
+}
 
 
 def _character(module: nn.Module, activation: str) -> Character:
-    """What is known of an activation in this network, by torch's name of it."""
-    found = CHARACTERS.get(activation, Character())
+    """What is known of an activation in this network, by torch's name of it; of several joined by "+", what all of them have."""
+    if "+" in activation:
+        each = [_character(module, name) for name in activation.split("+")]
+        return Character(
+            homogeneous=all(one.homogeneous for one in each),
+            level=0.0 if all(one.level == 0 for one in each) else None,
+            vanishes=all(one.vanishes for one in each),
+            lipschitz=math.prod(one.lipschitz for one in each),
+        )
+    found = CHARACTERS.get(activation, BESIDE.get(activation, Character()))
     slopes = [part.negative_slope for part in module.modules() if isinstance(part, nn.LeakyReLU)]
     slopes += [part.alpha for part in module.modules() if isinstance(part, nn.ELU)]
-    if activation in ("leaky_relu", "elu") and slopes:
-        return dataclasses.replace(found, lipschitz=max(1.0, *map(abs, slopes)))
+    if activation in ("leaky_relu", "elu"):  # called without a layer, they may have any slope
+        return dataclasses.replace(found, lipschitz=max(1.0, *map(abs, slopes)) if slopes else math.inf)
     return found
 
 

@@ -518,7 +518,12 @@ _ENTRYWISE = _ACTIVATIONS | {
     "positive", "sinh", "cosh", "atan", "tan",
 }  # fmt: skip
 _PRODUCTS = {"mul", "rmul", "imul"}
+# by a number these are a factor, which is told as "scale"
+_SCALES = _PRODUCTS | {"div", "truediv", "itruediv", "neg", "positive"}
+# with another tensor these are a bias or a sum of streams, and no function of a unit
+_SUMS = {"add", "radd", "iadd", "sub", "rsub", "isub"}
 _DROPOUTS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout"}
+_SAME = _DROPOUTS | {"clone", "contiguous", "detach", "to", "float", "double", "half", "type", "type_as", "requires_grad", "identity"}  # fmt: skip
 _LINEAR = {"linear", "matmul", "rmatmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "mv", "dot"}
 _OVER_AXES = {
     "sum", "mean", "softmax", "log_softmax", "softmin", "std", "var", "prod", "amax", "amin", "max", "min", "argmax", "argmin", "logsumexp", "norm",
@@ -642,9 +647,7 @@ class _Follow(TorchFunctionMode):
             if name in _DROPOUTS and self.dropping and at(1, "p", 0.5) > 0:
                 for axis in first.axes:
                     _refuse(axis, "dropout in train mode draws one number a unit: call module.eval() first")
-            if name in _ACTIVATIONS:
-                for leaf in _leaves(atom for axis in first.axes for atom in axis):
-                    leaf.activations[name] = None
+            self.act(name, given)
             return [self.entrywise(given, len(shape), product=name in _PRODUCTS)]
         if name in _LINEAR:
             return self.contraction(name, args, kwargs, given)
@@ -698,6 +701,17 @@ class _Follow(TorchFunctionMode):
         if name in _OVER_AXES:
             return self.over_axes(name, at(1, "dim", None), kwargs, first, made)
         return self.shapes(name, args, kwargs, given, made)
+
+    def act(self, name: str, given: list[_Value]) -> None:
+        """An operation entry by entry is part of what a unit does: whatever is not told here, a merge or a scaling would take for the identity."""
+        computed = [value for value in given if not value.name]
+        gated = name in _PRODUCTS and len(computed) == 2
+        if name in _SAME or gated or (name in _SUMS and len(given) > 1):
+            return
+        told = "scale" if name in _SCALES and len(given) == 1 else name
+        for value in computed:
+            for leaf in _leaves(atom for axis in value.axes for atom in axis):
+                leaf.activations[told] = None
 
     def entrywise(self, given: list[_Value], ndim: int, *, product: bool = False) -> _Value:
         """Broadcast from the right: axes of one length are one."""
@@ -871,6 +885,9 @@ class _Follow(TorchFunctionMode):
             count = digits[0] if digits else ndim - 2
         for axis in first.axes[ndim - count :]:
             _refuse(axis, f"{name} mixes its units")
+        if "max_pool" in name or "lp_pool" in name:  # no linear map of a channel, as all others are
+            for leaf in _leaves(atom for axis in first.axes[: ndim - count] for atom in axis):
+                leaf.activations[name.removesuffix("_with_indices")] = None
         return [
             _Value([*first.axes[: ndim - count], *([_Atom(n, fixed=True)] for n in tensor.shape[ndim - count :])])
             for tensor in made
@@ -1099,7 +1116,7 @@ class _Follow(TorchFunctionMode):
                 name,
                 leaf.size,
                 kind,
-                "+".join(leaf.activations) or "identity",
+                "+".join(name for name in leaf.activations if kind != "head" or name != "scale") or "identity",
                 tuple(copies),
                 tuple(scaled),
                 reasons,

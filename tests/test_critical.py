@@ -139,6 +139,15 @@ def test_bad_questions_of_a_search():
         critical.flattest(wells(), draw(2, 3), norm="max")
 
 
+@pytest.mark.parametrize("method", critical.METHODS)
+def test_a_start_that_is_not_finite_stays_alone(method):
+    starts = draw(3, 3)
+    starts[1, 0] = torch.nan
+    found, alone = critical.find(wells(), starts, method=method), critical.find(wells(), starts[[0, 2]], method=method)
+    assert found.certificate.converged.tolist() == [True, False, True] and int(found.steps[1]) == 0
+    assert torch.equal(found.points[[0, 2]], alone.points)
+
+
 # -- certificates -----------------------------------------------------------------------------------------------------
 
 

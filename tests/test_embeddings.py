@@ -494,6 +494,7 @@ def test_bad_input() -> None:
     cases: list[tuple[str, Callable[[], object]]] = [
         ("has no unit 2: it has 2", lambda: embeddings.split(module, layer, 2, 0.5)),
         ("finite number", lambda: embeddings.split(module, layer, 0, math.nan)),
+        ("nothing but rounding", lambda: embeddings.split(module, layer, 0, -1e300)),
         ("network of 14 parameters", lambda: e.lift(theta)),
         ("have 20 entries", lambda: e.adjoint(theta[:5])),
         ("embedding of another network", lambda: e.wide_objective(other)),

@@ -426,3 +426,71 @@ def test_what_cannot_be_merged_is_refused():
     with pytest.raises(UsageError, match="cannot be split"):
         reduce(f, z, layers)
     assert len(neurons(f, z, layers[0]).groups()) > 0  # but counted
+
+
+# -- units that do more than one thing --------------------------------------------------------------------------------
+
+
+class Written(nn.Module):
+    """One hidden layer whose function is written out, and perhaps pooled over neighbours."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], pool: nn.Module | None) -> None:
+        super().__init__()
+        self.function, self.pool = function, pool
+        self.first = nn.Linear(3, 4) if pool is None else nn.Conv1d(1, 4, 3)
+        self.last = nn.Linear(4 if pool is None else 12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.pool is None:
+            return self.last(self.function(self.first(x)))
+        return self.last(self.pool(self.function(self.first(x[:, None]))).flatten(1))
+
+
+WRITTEN: dict[str, tuple[Callable[[Tensor], Tensor], nn.Module | None, int]] = {
+    # name: the function, the pooling, units left of w, -w, v and 2 v
+    "clamp": (lambda x: x.clamp(min=0), None, 4),
+    "atan": (torch.atan, None, 4),
+    "expm1": (torch.expm1, None, 4),
+    "tanh plus 1": (lambda x: torch.tanh(x) + 1, None, 4),
+    "softsign": (lambda x: x / (1 + x.abs()), None, 4),
+    "log of abs": (lambda x: torch.log1p(x.abs()), None, 4),
+    "3 tanh": (lambda x: 3 * torch.tanh(x), None, 3),
+    "3 relu": (lambda x: 3 * torch.relu(x), None, 3),
+    "tanh, largest": (torch.tanh, nn.MaxPool1d(2), 4),
+    "tanh, mean": (torch.tanh, nn.AvgPool1d(2), 3),
+    "relu, largest": (torch.relu, nn.MaxPool1d(2), 3),
+    "steep leaky relu": (lambda x: functional.leaky_relu(x, 5.0), None, 3),
+}
+
+
+def written(name: str) -> tuple[Objective, Tensor, tuple[units.Layer, ...]]:
+    function, pool, _ = WRITTEN[name]
+    module = filled(Written(function, pool))
+    with torch.no_grad():
+        for tensor in (module.first.weight, module.first.bias):  # type: ignore[attr-defined]
+            tensor[1], tensor[3] = -tensor[0], 2 * tensor[2]
+    return problem(module, 3 if pool is None else 8)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_whatever_a_unit_does_counts_in_a_merge(name):
+    f, z, layers = written(name)
+    reduced = reduce(f, z, layers, similarity=1, share=0)
+    assert list(reduced.widths.values()) == [WRITTEN[name][2]]
+    # sums of at most 13 terms of order 10, some of them in another order
+    assert (reduced.f.outputs(reduced.point) - f.outputs(z)).abs().max() <= 1000 * EPS
+    rough = reduce(f, z, layers, similarity=0.2, share=0)
+    assert (rough.f.outputs(rough.point) - f.outputs(z)).norm(dim=1).max() <= rough.bound + 1000 * EPS
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_whatever_a_unit_does_counts_in_its_symmetries(name):
+    f, z, layers = written(name)
+    moved = embeddings.canonical(f.module(z), layers, z)
+    assert (f.outputs(moved) - f.outputs(z)).abs().max() <= 1000 * EPS
+    if "relu" in name:
+        split = embeddings.isometric(f.module(z), layers[0], 0, 0.3)
+        assert (split.wide_objective(f).outputs(split.lift(z)) - f.outputs(z)).abs().max() <= 1000 * EPS
+    else:
+        with pytest.raises(UsageError, match="homogeneous"):
+            embeddings.isometric(f.module(z), layers[0], 0, 0.3)

@@ -93,6 +93,12 @@ def test_a_power_law_has_no_plateau():
     assert intervals(np.array([0, 1]), np.array([1.0, 0.5])) == []
 
 
+def test_a_steady_fall_is_slow_in_log_time_at_first_and_only_once():
+    t = np.arange(100)
+    # straight between the first whole steps, so that the slope in log time has a tooth at each
+    assert len(intervals(t, 0.1 * np.exp(-2.8e-3 * t))) == 1
+
+
 # -- the answer -------------------------------------------------------------------------------------------------------
 
 
@@ -192,6 +198,8 @@ def test_bad_questions():
             plateau(rows, **more)
     with pytest.raises(UsageError, match="floating"):
         plateau(Rows(draw(5, 2), torch.arange(5)))
+    with pytest.raises(UsageError, match="the same inputs"):
+        plateau(Rows(torch.ones(3, 2, dtype=F64), draw(3, 1)))
 
 
 def command(*words):
@@ -207,7 +215,7 @@ def test_the_command_keeps_its_answer(tmp_path, monkeypatch, capsys, found):
         asked.append((len(rows), options))
         return copy.deepcopy(found)
 
-    monkeypatch.setattr(home, "plateaus", measure)
+    monkeypatch.setattr(home, "plateau", measure)
     out = tmp_path / "run"
     command("candidate-target", "--widths", "1,2", "--wide", "30", "--starts", "8", "--out", out)
     said = capsys.readouterr().out

@@ -1,5 +1,6 @@
 """The question of splitting on points whose inertia is known, its words and pictures from the stored numbers alone, and the command from a run to an answer."""
 
+import dataclasses
 import json
 import math
 
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from problems import F64, close, draw
 from torch import nn
 
+from landscape.analysis import splittings
 from landscape.analysis.splittings import Splitting, plan, splitting
 from landscape.cli.app import main
 from landscape.cli.embedding import split
@@ -18,6 +20,7 @@ from landscape.cli.options import Common, Subject
 from landscape.critical import plant
 from landscape.errors import LandscapeError, UsageError
 from landscape.objectives import Objective, Rows
+from landscape.operators import SymmetricOperator
 from landscape.results import Result
 from landscape.runs import Run
 from landscape.seeds import global_stream
@@ -215,3 +218,25 @@ def test_from_a_run_to_an_answer(tmp_path, capsys):
         with pytest.raises(UsageError, match=words):
             split(str(run), **arguments, options=Subject(rows=10))
     assert torch.isfinite(state["output.bias"]).all()
+
+
+def test_what_is_not_counted_is_not_told(monkeypatch):
+    """Above DENSE parameters the narrow inertia is not known; what the split adds to it is, and is the same."""
+    f, theta = posed(2, 3, 2)
+    known = asked(f, theta)
+    counted = splittings.inertia
+
+    def estimated(
+        matrix, **how
+    ):  # wide of the truth, and said to be so: what Lanczos gives where hundreds of eigenvalues lie at the cut
+        found = counted(matrix, **how)
+        doubtful = isinstance(matrix, SymmetricOperator)
+        return dataclasses.replace(found, positive=5, zero=0, negative=12, ambiguous=True) if doubtful else found
+
+    monkeypatch.setattr(splittings, "inertia", estimated)
+    monkeypatch.setattr(splittings, "DENSE", 10)
+    found = asked(f, theta)
+    assert (found.counted == -1).all()
+    assert (found.foretold[1] == known.foretold[1] - known.foretold[0]).all()
+    assert "not counted" in found.summary() and "inertia counted" not in str(found.table())
+    drawn(found)
