@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -385,7 +384,7 @@ class DiffusionMap(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         for name, got, allowed in (("kernel", self.kernel, KERNELS), ("solver", self.solver, SOLVERS), ("engine", self.engine, ENGINES), ("metric", self.metric, METRICS)):  # fmt: skip
             if got not in allowed:
                 raise unknown(name, str(got), allowed)
-        if not (isinstance(self.n_components, numbers.Integral) and self.n_components >= 1):
+        if self.n_components < 1 or self.n_components % 1:
             raise InputError(f"n_components is a whole number, 1 or more; got {self.n_components}.")
         if not (self.alpha <= 1 and (self.alpha >= 0 or self.kernel == "variable")):
             raise InputError(f"alpha lies from 0 to 1; got {self.alpha}.")
