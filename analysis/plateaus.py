@@ -59,6 +59,8 @@ SPACING = 1.03  # of recorded steps: 370 of 50,000
 SLOW = 0.02  # of a plateau |d log loss / d log step| is at most this: the loss then takes a step of e^50 to fall by e
 DEEP = 3.0  # and this many times faster before and after
 SMOOTH = 0.4  # in log step: slopes are of the loss averaged over so much, a factor of 1.5, so that swings at the edge of stability are no plateaus
+MATCHED = 1e-2  # of the largest target: a plateau is at a case whose outputs differ from its own by less; two cases do by more
+RISES = 0.01  # above the least loss so far, as a share: gradient flow never rises
 SHOWN = 300  # rows whose outputs are kept
 DRAWN = 6  # cases of one origin in the pictures, those of least loss
 SAME_OUTPUT = (
@@ -127,6 +129,11 @@ class Plateaus(Result):
         said = []
         for plateau in self.plateaus:
             case = self.cases[plateau["case"]]
+            if not plateau.get("matched", True):
+                said.append(
+                    f"step {plateau['step']:,} at loss {plateau['loss']:.6g}, at no critical point that was found (the nearest is a {_origin(case)}, outputs apart by {plateau['largest']:.1g})"
+                )
+                continue
             said.append(
                 f"step {plateau['step']:,} at loss {plateau['loss']:.6g}, {abs(plateau['loss_difference']):.1g} {'above' if plateau['loss_difference'] > 0 else 'below'} a {_origin(case)} (outputs apart by at most {plateau['largest']:.1g})"
             )
@@ -400,12 +407,18 @@ def plateau(
         case = int(np.argmin(apart))
         told.append({
             "first": int(at[first]), "last": int(at[last]), "step": int(at[place]), "loss": float(losses[place]), "gradient": float(gradients[place]), "case": case,
-            "loss_difference": float(losses[place] - cases[case]["loss"]), "largest": apart[case], "rms": float((answer - fits[case]).square().mean().sqrt()),
+            "loss_difference": float(losses[place] - cases[case]["loss"]), "matched": apart[case] <= MATCHED * float(rows.targets.abs().max()), "largest": apart[case], "rms": float((answer - fits[case]).square().mean().sqrt()),
         })  # fmt: skip
         outputs.append(answer[shown].numpy())
     kept = rows.targets[shown].numpy()
+    least = np.minimum.accumulate(losses)
+    rising = np.flatnonzero(losses > (1 + RISES) * least)
+    notes: tuple[str, ...] = ()
+    if len(rising):
+        first = rising[0]
+        notes = (f"the loss rises, first at step {int(at[first]):,} to {losses[first]:.3g} from {least[first]:.3g}: descent is not stable at this rate, and what follows is no plateau of a gradient flow. Use a smaller --lr.",)  # fmt: skip
     return Plateaus(
-        question={}, provenance={"rows": len(rows), "dtype": "float64", "seed": seed},
+        question={}, provenance={"rows": len(rows), "dtype": "float64", "seed": seed}, warnings=notes,
         wide=wide, widths=np.array(widths), activation=activation, optimizer=optimizer, rate=chosen["rate"], parametrisation=parametrisation,
         inputs=rows.inputs[shown, 0].numpy() if rows.inputs.shape[1] == 1 else np.empty(0), targets=kept,  # type: ignore[union-attr,call-overload,index]
         steps=at.astype(int), losses=losses, gradients=gradients, plateaus=told, outputs=np.stack(outputs) if outputs else np.empty((0, *kept.shape)),

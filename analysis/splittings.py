@@ -430,11 +430,13 @@ def splitting(
     scan: tuple[float, float] | None = None,
     escape: bool = False,
     pieces: bool = False,
+    decay: float = 0.0,
     seed: int = 0,
 ) -> Splitting:
     """Widen the network as planned at theta (D,) and compare what is predicted with what is.
 
     scan: ratios from the first to the second, of the last split. escape: the loss along the most negative direction that the last split opens.
+    decay: weight decay that the point was trained with; the loss here is without it, and the answer says so.
     pieces: of networks with kinks, take second derivatives of the smooth pieces; without it they get the checks of first order alone.
     Raises UsageError where a scan or an escape is asked of no split, or of a network with kinks without `pieces`; LandscapeError where the point is not finite, or nothing escapes.
     """
@@ -450,6 +452,10 @@ def splitting(
         if scan or escape:
             require_smooth(f, theta, pieces=False)
         notes.append(f"the network calls {', '.join(kinked)}, without a second derivative everywhere: no Hessian was taken. For that of the smooth pieces add --pieces (pieces=True).")  # fmt: skip
+    if curved and f.dtype != torch.float64:
+        notes.append(f"curvature is taken in {dtype_name(f.dtype)}: eigenvalues below the cut, which rounding makes large here, count as zeros. Take float64.")  # fmt: skip
+    if decay:
+        notes.append(f"the point was trained with weight decay {decay:g}, and the loss here is without it: of the decayed loss a plain split is not critical. Where activations are homogeneous the isometric one is (landscape.embeddings.isometric).")  # fmt: skip
     whole = made.whole
     wide, point = whole.wide_objective(f), whole.lift(theta)
     value, g = f.value_and_gradient(theta)

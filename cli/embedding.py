@@ -106,9 +106,10 @@ def split(
 
         site, task = _site(where, options, common)
         made = plan(site.train, site.point, **chosen)
+        decay = float(where.run.options.get("weight_decay") or 0.0)
         found = splitting(
-            site.train, site.point, made, scan=ends, escape=escape, pieces=pieces, seed=common.seed
-        )  # fmt: skip
+            site.train, site.point, made, scan=ends, escape=escape, pieces=pieces, decay=decay, seed=common.seed
+        )
         return _about(found, site, task)
 
     answer(where.run, "splitting", asked, compute, common.json, show=tell_table)

@@ -1,6 +1,7 @@
 """Plateaus: trainings beside torch's own optimizers, intervals of curves whose slopes are known, the candidate target beside scipy's best fit, and the command."""
 
 import copy
+import dataclasses
 import json
 
 import cyclopts
@@ -232,3 +233,11 @@ def test_the_command_keeps_its_answer(tmp_path, monkeypatch, capsys, found):
         with pytest.raises(UsageError, match=flag):
             command("candidate-target", *words, "--out", tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_plateau_far_from_every_critical_point_and_a_loss_that_rises_are_told(found):
+    plateaus = [dataclasses.asdict(found)["plateaus"][0] | {"matched": False}]
+    assert "at no critical point that was found" in dataclasses.replace(found, plateaus=plateaus).summary()
+    assert all(own["matched"] for own in found.plateaus) and not found.warnings
+    shaken = plateau(critical.candidate(), widths=(1,), wide=5, steps=60, rate=1.0, starts=2, trainings=1)
+    assert "the loss rises" in shaken.warnings[0]

@@ -240,3 +240,17 @@ def test_what_is_not_counted_is_not_told(monkeypatch):
     assert (found.foretold[1] == known.foretold[1] - known.foretold[0]).all()
     assert "not counted" in found.summary() and "inertia counted" not in str(found.table())
     drawn(found)
+
+
+def test_what_limits_the_answer_is_told():
+    f, theta = posed(2, 3, 2)
+    plain = splitting(f, theta, plan(f, theta))
+    assert not any("float32" in note or "decay" in note for note in plain.warnings)
+    decayed = splitting(f, theta, plan(f, theta), decay=5e-4)
+    assert any("weight decay 0.0005" in note for note in decayed.warnings)
+    module = f.model.module(theta, f.buffers).float()
+    rows = Rows(f.rows.inputs.float(), f.rows.targets.float())
+    single, point = Objective.of(module, "mse", rows, dtype=torch.float32)
+    assert any(
+        "curvature is taken in float32" in note for note in splitting(single, point, plan(single, point)).warnings
+    )
