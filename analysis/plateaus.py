@@ -168,8 +168,9 @@ class Plateaus(Result):
         return rows
 
     def panels(self) -> tuple[str, ...]:
-        """`losses`, `outputs`, `diagram`."""
-        return ("losses", "outputs", "diagram")
+        """`losses`, `outputs` where there is a plateau to show them of, `diagram`."""
+        shown = self.inputs.size or any(self.cases[plateau["case"]]["origin"] > 0 for plateau in self.plateaus)
+        return ("losses", "outputs", "diagram") if shown else ("losses", "diagram")
 
     # -- pictures -----------------------------------------------------------------------------------------------------
 
@@ -257,12 +258,19 @@ class Plateaus(Result):
                     label=f"step {plateau['step']:,}, {_origin(self.cases[plateau['case']])}",
                 )
             ax.axhline(0, color=GREY, linewidth=0.8)
+            low, high = ax.get_xlim()
+            least = 0.1 * float(np.abs(self.targets).max())
+            if high - low < least:  # a constant output and its rounding
+                ax.set_xlim((low + high - least) / 2, (low + high + least) / 2)
             ax.set_xlabel("output of the narrow network")
             ax.set_ylabel("difference of the wide one")
         heading(ax, "Outputs at the plateaus", columns=2)
 
     def _plot_diagram(self, ax: Axes) -> None:
         told = set()
+        losses = [self.cases[place]["loss"] for place in self.drawn]
+        apart = 0.04 * (max(losses) - min(losses)) if losses else 0.0  # a line of these letters
+        labelled: dict[int, list[float]] = {}
         for place in self.drawn:
             case = self.cases[place]
             there = [int(width) for width in self.widths if str(int(width)) in case["inertias"]]
@@ -283,7 +291,10 @@ class Plateaus(Result):
             )
             for width in there:
                 _, zero, negative = case["inertias"][str(width)]
-                if zero or negative:
+                taken = labelled.setdefault(width, [])
+                # the table has those that would cover another
+                if (zero or negative) and all(abs(height - other) > apart for other in taken):
+                    taken.append(height)
                     ax.annotate(
                         f"{zero} zero, {negative} neg.",
                         (width, height),

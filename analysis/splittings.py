@@ -313,6 +313,7 @@ class Splitting(Result):
         ax.plot(self.line, self.losses, color=BLUE, label="loss")
         ax.plot(self.line, middle + self.curvature * self.line**2 / 2, ":", color=GREY, label="quadratic model")
         ax.plot(0, middle, "o", color=BLUE, markersize=4, label="the split point")
+        ax.locator_params(axis="x", nbins=5)
         ax.set_xlabel("distance along the escape direction")
         ax.set_ylabel("loss")
         heading(ax, "Loss along the most negative direction of K")
