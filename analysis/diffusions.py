@@ -79,7 +79,6 @@ SLOTS = (
     "model", "data", "optimiser", "learning rate", "batch", "steps", "burn-in", "thinning", "per layer or whole vector", "standardisation",
     "kernel", "bandwidth rule", "alpha", "eigenvectors", "diffusion time", "colouring",
 )  # fmt: skip
-PRESET = "fjellstrom-nystrom"
 
 
 # -- one set of points ------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from landscape import branches, files, subspaces
+from landscape import branches, files
 from landscape.branches import Branch, Progress
 from landscape.descent import Recipe, Start
 from landscape.errors import DivergedError, UsageError, unknown
@@ -227,7 +227,7 @@ def _walk(
     own.begin("branch", branches.options_of(run, recipe), {})
     chart: Subspace | None = None
     if mask is not None:
-        chart = subspaces.coordinates(torch.zeros_like(start.point), mask.tensor(f.device))
+        chart = branches.within(mask.tensor(f.device), start.point, recipe)
         vectors = [chart.project(vector) for vector in (start.point, *start.moments)]
         start = dataclasses.replace(start, point=vectors[0], moments=tuple(vectors[1:]))
     walking = record(

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from landscape.errors import UsageError, unknown
 from landscape.networks import ACTIVATIONS
-from landscape.objectives import Objective
+from landscape.objectives import Objective, called
 from landscape.seeds import generator
-from landscape.units import Layer
+from landscape.units import Layer, whole_module
 
 # of the range of what goes into an inserted activation, kept free to the ends of its piece: rounding then cannot push a row of the data over
 MARGIN = 0.1
@@ -86,7 +86,7 @@ def lift(
     """
     if activation not in ACTIVATIONS or activation not in PIECES:
         raise unknown("activation", activation, PIECES)
-    module, piece = _module(f, z), PIECES[activation]
+    module, piece = whole_module(f, z), PIECES[activation]
     part = _dense(module, reader)
     (read,), _ = _seen(module, f, [part])
     weight = part.weight.detach().double()
@@ -145,7 +145,7 @@ def linearisation(f: Objective, z: Tensor, layer: Layer) -> Linearisation | None
     """
     if layer.kind not in ("dense", "channel"):
         return None
-    module = _module(f, z)
+    module = whole_module(f, z)
     writer, reader = module.get_submodule(layer.writers[-1]), module.get_submodule(_reader(layer))
     (read,), (wrote,) = _seen(module, f, [reader], [writer])
     if read.shape != wrote.shape or read.shape[-1] != layer.size:
@@ -175,7 +175,7 @@ def merge(f: Objective, z: Tensor, layer: Layer) -> Deepened:
 
     Raises UsageError where the layer or its reader is not dense, or the activation is no module of its own that runs once, between the two.
     """
-    module = _module(f, z)
+    module = whole_module(f, z)
     writer, reader = layer.writers[-1], _reader(layer)
     first, second = _dense(module, writer), _dense(module, reader)
     between = _between(module, f, first, second)
@@ -200,12 +200,6 @@ def merge(f: Objective, z: Tensor, layer: Layer) -> Deepened:
 
 def _reader(layer: Layer) -> str:
     return layer.scaled[0].name.rpartition(".")[0]
-
-
-def _module(f: Objective, z: Tensor) -> nn.Module:
-    if f.charts:
-        raise UsageError("layers are those of the whole network: change them before the objective is restricted.")
-    return f.module(z)
 
 
 def _dense(module: nn.Module, name: str) -> nn.Linear:
@@ -247,7 +241,7 @@ def _seen(
     ]
     with _hooked(hooks), torch.no_grad():
         for rows in f.rows.chunks(f.chunk):
-            _run(module, rows.inputs)
+            called(module, rows.inputs)
     found = [torch.cat(given.get(number, [torch.zeros(0, 0)])) for number in range(len(parts))]
     return found[: len(read)], found[len(read) :]
 
@@ -267,7 +261,7 @@ def _between(module: nn.Module, f: Objective, first: nn.Module, second: nn.Modul
         if not any(True for _ in part.children())
     ]
     with _hooked(hooks), torch.no_grad():
-        _run(module, f.rows.take(slice(0, 2)).inputs)
+        called(module, f.rows.take(slice(0, 2)).inputs)
     names = {id(part): name for name, part in module.named_modules()}
     wrote = [out for name, _, out in calls if name == names[id(first)]]
     read = [given for name, given, _ in calls if name == names[id(second)]]
@@ -284,10 +278,3 @@ def _hooked(hooks: list[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _run(module: nn.Module, inputs: object) -> None:
-    if isinstance(inputs, dict):
-        module(**inputs)
-    else:
-        module(*(inputs if isinstance(inputs, tuple) else (inputs,)))

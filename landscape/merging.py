@@ -37,7 +37,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -46,8 +46,8 @@ from torch import Tensor, nn
 
 from landscape import units
 from landscape.errors import LandscapeError, UsageError
-from landscape.objectives import Objective, Rows
-from landscape.units import Layer, _declare, _owner, _replace, _write_sizes
+from landscape.objectives import Objective, Rows, called
+from landscape.units import Layer, _declare, _owner, _replace, _write_sizes, whole_module
 
 Linkage = Literal["complete", "components"]
 Convolution = nn.modules.conv._ConvNd
@@ -210,13 +210,7 @@ def neurons(f: Objective, z: Tensor, layer: Layer) -> Neurons:
 
     Raises UsageError for an objective that is restricted or of a function, LandscapeError where a weight is not finite.
     """
-    return _neurons(_module(f, z), f.rows, layer)
-
-
-def _module(f: Objective, z: Tensor) -> nn.Module:
-    if f.charts:
-        raise UsageError("units are those of the whole network: look at them before the objective is restricted.")
-    return f.module(z)
+    return _neurons(whole_module(f, z), f.rows, layer)
 
 
 def _neurons(module: nn.Module, rows: Rows, layer: Layer) -> Neurons:
@@ -289,18 +283,12 @@ def _follows(module: nn.Module, rows: Rows, first: nn.Module, second: nn.Module)
         second.register_forward_pre_hook(lambda _, given: read.append(given[0])),
     ]
     try:
-        _run(module, rows.take(slice(0, 2)))
+        with torch.no_grad():
+            called(module, rows.take(slice(0, 2)).inputs)
     finally:
         for hook in hooks:
             hook.remove()
     return len(wrote) == len(read) == 1 and wrote[0] is read[0]
-
-
-def _run(module: nn.Module, rows: Rows) -> Any:
-    with torch.no_grad():
-        if isinstance(rows.inputs, dict):
-            return module(**rows.inputs)
-        return module(*(rows.inputs if isinstance(rows.inputs, tuple) else (rows.inputs,)))
 
 
 # -- groups -----------------------------------------------------------------------------------------------------------
@@ -412,7 +400,7 @@ def reduce(
 
     Raises UsageError for a layer that refuses to be split (what cannot be split cannot be merged), for an objective that is restricted or of a function, and for a least similarity outside (0, 1].
     """
-    module, done = _module(f, z), []
+    module, done = whole_module(f, z), []
     for layer in layers:
         module, told = _narrow(module, f, layer.checked(), similarity, share, linkage)
         done.append(told)
@@ -553,7 +541,8 @@ def _levels(module: nn.Module, rows: Rows, layer: Layer, readers: list[nn.Linear
         for reader, part in zip(readers, layer.scaled, strict=True)
     ]
     try:
-        _run(module, rows.take(slice(0, 2)))
+        with torch.no_grad():
+            called(module, rows.take(slice(0, 2)).inputs)
     finally:
         for hook in hooks:
             hook.remove()
@@ -588,7 +577,8 @@ def _change(module: nn.Module, f: Objective, layer: Layer, own: Neurons, errors:
     hook = part.register_forward_pre_hook(lambda _, given: read.append(given[0].detach().double().cpu()))
     try:
         for rows in f.rows.chunks(f.chunk):
-            _run(module, rows)
+            with torch.no_grad():
+                called(module, rows.inputs)
             h = read.pop()
             off = h @ errors[:, : h.shape[-1]].T + (errors[:, -1] if own.biased else 0)
             largest = max(largest, float(_norms((off.abs() @ reach).reshape(len(rows), -1)).max()))

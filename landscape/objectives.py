@@ -93,6 +93,13 @@ def _tensors(inputs: Inputs) -> list[Tensor]:
     return list(inputs.values()) if isinstance(inputs, dict) else list(inputs)
 
 
+def called(module: nn.Module, inputs: Inputs) -> Any:
+    """What a module gives for inputs of any structure: a tensor, a tuple of arguments, or a dict of keywords."""
+    if isinstance(inputs, dict):
+        return module(**inputs)
+    return module(*(inputs if isinstance(inputs, tuple) else (inputs,)))
+
+
 def _map(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
     if isinstance(inputs, Tensor):
         return function(inputs)

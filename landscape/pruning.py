@@ -29,7 +29,7 @@ from torch.nn import functional
 from landscape.errors import LandscapeError, UsageError, unknown
 from landscape.functionals import diagonal
 from landscape.masks import Mask
-from landscape.objectives import Network, Objective
+from landscape.objectives import Network, Objective, called
 from landscape.operators import SymmetricOperator
 from landscape.seeds import generator
 from landscape.subspaces import coordinates
@@ -105,10 +105,7 @@ def _module(f: Objective, w: Tensor) -> nn.Module:
 
 
 def _call(module: nn.Module, f: Objective) -> Any:
-    inputs = f.rows.take(slice(0, 1)).inputs
-    if isinstance(inputs, dict):
-        return module(**inputs)
-    return module(*inputs) if isinstance(inputs, tuple) else module(inputs)
+    return called(module, f.rows.take(slice(0, 1)).inputs)
 
 
 # -- how important ----------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from landscape.errors import LandscapeError, UsageError, unknown
-from landscape.objectives import Inputs
+from landscape.objectives import Inputs, Objective, called
 
 Kind = Literal["dense", "channel", "head", "glu"]
 
@@ -159,13 +159,20 @@ def layers(module: nn.Module, example: Inputs) -> tuple[Layer, ...]:
     return _proved(double, example, _tensors(outputs), follow.layers())
 
 
+def whole_module(f: Objective, z: Tensor) -> nn.Module:
+    """The module at a point (D,) of an objective that is not restricted. Raises UsageError where it is."""
+    if f.charts:
+        raise UsageError("units and layers are those of the whole network: take them before the objective is restricted.")  # fmt: skip
+    return f.module(z)
+
+
 def _called(module: nn.Module, inputs: Inputs) -> Any:
     def cast(tensor: Tensor) -> Tensor:
         return tensor.double() if tensor.is_floating_point() else tensor
 
     if isinstance(inputs, dict):
-        return module(**{name: cast(tensor) for name, tensor in inputs.items()})
-    return module(*(cast(tensor) for tensor in ((inputs,) if isinstance(inputs, Tensor) else inputs)))
+        return called(module, {name: cast(tensor) for name, tensor in inputs.items()})
+    return called(module, tuple(cast(tensor) for tensor in ((inputs,) if isinstance(inputs, Tensor) else inputs)))
 
 
 def _tensors(outputs: Any) -> list[Tensor]:

@@ -193,6 +193,17 @@ class SelfAttention(nn.Module):
         return self.out(self.attention(x, x, x, need_weights=False)[0].mean(1))
 
 
+class Gated(nn.Module):
+    """SwiGLU units: silu(gate x) * up x, read by a dense layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.down(nn.functional.silu(self.gate(x)) * self.up(x))
+
+
 class MeanOut(nn.Module):
     """A mean over positions and a linear map."""
 

@@ -5,22 +5,13 @@ import copy
 import numpy as np
 import pytest
 import torch
-from problems import F64, close, draw, planted
+from problems import F64, Gated, close, draw, planted
 from torch import nn
 
 from landscape import critical, units
 from landscape.errors import UsageError
 from landscape.objectives import Objective, Rows
 from landscape.seeds import global_stream
-
-
-class Gated(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.gate, self.up, self.down = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
-
-    def forward(self, x):
-        return self.down(nn.functional.silu(self.gate(x)) * self.up(x))
 
 
 class Attending(nn.Module):

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from problems import EPS, F64, close, draw, planted
+from problems import EPS, F64, Gated, close, draw, planted
 from scipy import optimize
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -20,15 +20,6 @@ from landscape.seeds import global_stream
 
 # an entry of C^T H C adds up some 50 numbers of size 1 twice, each a sum over some 50 rows: 100 eps of the largest entry, ten times over
 CONGRUENT = 1e3 * EPS
-
-
-class Gated(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.gate, self.up, self.down = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
-
-    def forward(self, x):
-        return self.down(nn.functional.silu(self.gate(x)) * self.up(x))
 
 
 class Attending(nn.Module):
