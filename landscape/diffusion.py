@@ -22,6 +22,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -60,15 +61,15 @@ PATIENCE = 20
 # Krylov vectors: at small eps eigenvalues crowd below 1, and 60 took the least time of 30 to 150
 KRYLOV = 60
 # rows of distances that say how much a kernel leaves out
-SAMPLED = 200
+SAMPLED = 100
 # what rounding may add to the squared distance of a neighbour
 SLACK = 1 + 1e-9
 # a sparse problem of more points than these is filtered: below, ARPACK alone takes a fraction of a second
 FILTERED = 2000
-# products of the filter: of 8, 16, 32 the one that took the least time at 5,000 and at 20,000 points; and Krylov vectors with it
-DEGREE, KRYLOV_FILTERED = 8, 24
+# products of the filter, and Krylov vectors with it: of 4 to 32 and 24 to 50 those that took the least time at 5,000 and at 20,000 points, within a tenth
+DEGREE, KRYLOV_FILTERED = 8, 36
 # steps that look for where the filter ends; it lets about so many times k eigenvalues through: from 1.6 to 4 takes the same time, and at 1 it cuts among the wanted ones
-PROBE, WANTED = 50, 3.0
+PROBE, WANTED = 20, 3.0
 # restarts before the filter is given up: it takes 5 to 20
 RESTARTS = 100
 # an eigenvalue WANTED k below this does not crowd
@@ -156,8 +157,7 @@ def _top(matrix: Any, known: np.ndarray, k: int, shift: np.ndarray | None = None
         return np.empty(0), np.empty((size, 0))
     if size <= SMALL or 2 * (k + known.shape[1]) >= size:
         whole = product(np.eye(size))
-        values, vectors = np.linalg.eigh((whole + whole.T) / 2)
-        return values[::-1][:k], vectors[:, ::-1][:, :k]
+        return _refined(product, np.linalg.eigh((whole + whole.T) / 2)[1][:, ::-1][:, :k])
     start = np.mod(np.arange(1, size + 1) ** 2 * ((math.sqrt(5) - 1) / 2), 1.0) - 0.5
     found = _filtered(matrix, known, product, start, k, shift) if scipy.sparse.issparse(matrix) and size > FILTERED else None  # fmt: skip
     if found is None:
@@ -168,13 +168,19 @@ def _top(matrix: Any, known: np.ndarray, k: int, shift: np.ndarray | None = None
         except ArpackNoConvergence as error:
             if is_full:  # eigenvalues that crowd below 1 are nothing to LAPACK
                 whole = product(np.eye(size))
-                values, vectors = scipy.linalg.eigh((whole + whole.T) / 2, subset_by_index=(size - k, size - 1))
-                return values[::-1], vectors[:, ::-1]
+                return _refined(
+                    product, scipy.linalg.eigh((whole + whole.T) / 2, subset_by_index=(size - k, size - 1))[1]
+                )
             raise LandscapeError(f"the eigenvectors of the diffusion map did not converge ({error}). Take a larger bandwidth, or fewer components.") from None  # fmt: skip
-    # values by the matrix itself, whatever found the vectors
-    values = np.einsum("ij,ij->j", found, product(found))
+    return _refined(product, found)
+
+
+def _refined(product: Callable[[np.ndarray], np.ndarray], vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues, descending, and vectors (N, k) in their order: values by the matrix itself, whatever found the vectors, which is right to an ulp or two."""
+    images = product(vectors)
+    values = np.array([x @ y / (x @ x) for x, y in zip(vectors.T.copy(), images.T.copy(), strict=True)])
     order = np.argsort(-values, kind="stable")
-    return values[order], found[:, order]
+    return values[order], vectors[:, order]
 
 
 def _filtered(
@@ -192,19 +198,19 @@ def _filtered(
     """
     size = len(start)
     basis = np.empty((PROBE, size))
-    diagonal, beside = np.empty(PROBE), np.empty(PROBE)
+    alphas, betas = np.empty(PROBE), np.empty(PROBE)
     x = start - known @ (known.T @ start)
     for step in range(PROBE):
         basis[step] = x / np.linalg.norm(x)
         x = product(basis[step])[:, 0]
-        diagonal[step] = x @ basis[step]
+        alphas[step] = x @ basis[step]
         for _ in range(2):
             x -= known @ (known.T @ x)
             x -= basis[: step + 1].T @ (basis[: step + 1] @ x)
-        beside[step] = np.linalg.norm(x)
-        if beside[step] < JOINED * size:
+        betas[step] = np.linalg.norm(x)
+        if betas[step] < JOINED * size:
             return None
-    nodes, weights = eigh_tridiagonal(diagonal, beside[:-1])
+    nodes, weights = eigh_tridiagonal(alphas, betas[:-1])
     above = np.cumsum(weights[0, ::-1] ** 2) * size
     # what lies a little below the last node must not be spread as well
     high, low = float(nodes[::-1][np.searchsorted(above, WANTED * k)]), float(nodes[0]) - 0.02
@@ -212,11 +218,14 @@ def _filtered(
         return None
     middle, half = (high + low) / 2, (high - low) / 2
     # neighbours side by side in memory: a quarter less time
-    order = reverse_cuthill_mckee(matrix.tocsr(), symmetric_mode=True)
-    whole = matrix if shift is None else matrix + scipy.sparse.diags_array(shift)
-    scaled = whole[order][:, order] * (1 / half) - scipy.sparse.eye_array(size) * (middle / half)
-    scaled = scaled.tocsr()
-    scaled.sort_indices()
+    order = reverse_cuthill_mckee(matrix, symmetric_mode=True)
+    places = np.empty_like(order)
+    places[order] = np.arange(size)
+    scaled = matrix[order]
+    scaled.indices = places[scaled.indices]
+    scaled.data /= half
+    diagonal = np.full(size, -middle) if shift is None else shift[order] - middle
+    diagonal /= half
     known, start = known[order], start[order]
     scale = 1 / math.cosh(DEGREE * math.acosh((1 - middle) / half))  # p(1) = 1
 
@@ -224,8 +233,10 @@ def _filtered(
         x = x.reshape(-1)
         before = x - known @ (known.T @ x)
         now = scaled @ before
+        now += diagonal * before
         for _ in range(DEGREE - 1):
             after = scaled @ now
+            after += diagonal * now
             after *= 2.0
             after -= before
             before, now = now, after
@@ -439,7 +450,10 @@ class DiffusionMap(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             solver = "dense" if len(sites) <= DENSE and self.neighbours is None else "sparse"
         if solver == "landmarks" and self.landmarks < len(sites):
             return self._landmarked(sites, weights, k)
-        held = sites.held()
+        # neighbours alone are found without most of the distances
+        held = sites if self.neighbours is not None and solver == "sparse" else sites.held()
+        if not held.rows(slice(0, 1)).any():
+            raise InputError("all points are equal: they make no map. Give points that differ.")
         law = _Law.of(held, weights, self, cut=solver == "sparse")
         if solver == "sparse":
             pairs = law.pairs(held)
@@ -450,7 +464,7 @@ class DiffusionMap(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 _say(f"{told}: the map of {self.landmarks} landmarks is given. A smaller bandwidth, or neighbours, would make it sparse.")  # fmt: skip
                 return self._landmarked(sites, weights, k)
         found = _Map.of(held, weights, law, k, "sparse" if solver == "sparse" else "dense")
-        found = dataclasses.replace(found, sites=sites)  # the distances at hand are let go
+        found = dataclasses.replace(found, sites=held.light())
         return found, found.vectors, found.stationary, found.labels
 
     def _landmarked(self, sites: Sites, weights: np.ndarray, k: int) -> tuple[_Map, np.ndarray, np.ndarray, np.ndarray]:
@@ -526,6 +540,11 @@ def _say(text: str) -> None:
     warnings.warn(text, LandscapeWarning, stacklevel=3)
 
 
+def _curve(sites: Sites, sample: np.ndarray, weights: np.ndarray | None) -> kernels.Curve:
+    """The bandwidth's curve, from some rows of points of these weights (N,)."""
+    return kernels.curve(sites.rows(sample), None if weights is None else weights[sample, None] * weights)
+
+
 @dataclass(frozen=True, eq=False)
 class _Law:
     """How near two points are: a kernel of squared distances, with the densities that its bandwidth follows and what it leaves out."""
@@ -544,7 +563,8 @@ class _Law:
     def of(sites: Sites, weights: np.ndarray, options: DiffusionMap, *, cut: bool) -> _Law:
         """By the options; with `cut`, small kernels are left out."""
         sample = sites.sample(len(sites) if len(sites) <= WHOLE else SAMPLE)
-        rows = sites.rows(sample)
+        pairs = None if (weights == weights[0]).all() else weights
+        epsilon = kernels.fixed(options.bandwidth)
         variable: dict[str, Any] = {}
         if options.kernel == "variable":
             pilot = kernels.Pilot.of(sites, weights, options.dimension, sample)
@@ -553,11 +573,15 @@ class _Law:
             )
             centre = math.exp(np.log(density).mean())
             rho = (density / centre) ** options.beta
-            rows = rows / (rho[sample, None] * rho)
+            rows = sites.rows(sample) / (rho[sample, None] * rho)
             variable = {"pilot": pilot, "beta": options.beta, "centre": centre, "rho": rho}
-        even = bool((weights == weights[0]).all())
-        pairs = None if even else weights[sample, None] * weights
-        found = kernels.bandwidth(rows, options.bandwidth, weights=pairs)
+        elif epsilon is None:
+            rows = sites.rows(sample)
+        if epsilon is not None and not variable:
+            found = Bandwidth(epsilon, str(options.bandwidth), partial(_curve, sites.light(), sample, pairs))
+        else:
+            shares = None if pairs is None else pairs[sample, None] * pairs
+            found = kernels.bandwidth(rows, options.bandwidth, weights=shares)
         law = _Law(options.alpha, found, **variable)
         if not cut:
             return law
@@ -602,35 +626,34 @@ class _Law:
         """K (N, N) of the fitted points as a sparse matrix, and the law that it follows (with the radii, where neighbours are counted)."""
         size, law = len(sites), self
         if not self.count:
-            widths = np.ones(size) if self.rho is None else self.rho
             # the pairs of a point with narrower ones; `graph` mirrors them
-            parts = list(sites.within(self.limit * widths**2))
+            radii = self.limit * (np.ones(size) if self.rho is None else self.rho**2)
+            i, j, squared = sites.within(radii)
         else:
             # one more than asked for, to see whether the last is one of several at the same distance: all of these are taken then, since the order of the points must not matter
             squared, places = sites.nearest(self.count + 1)
-            ranked = np.partition(squared, self.count - 1, axis=1)
-            radii = ranked[:, self.count - 1] * SLACK
+            radii = np.partition(squared, self.count - 1, axis=1)[:, self.count - 1] * SLACK
             law = dataclasses.replace(self, radii=radii)
-            rows = np.repeat(np.arange(size), squared.shape[1])
-            kept = (squared <= radii[:, None]).ravel()
-            parts = [(rows[kept], places.ravel()[kept], squared.ravel()[kept])]
-            if kept.sum() > self.count * size:
-                parts = list(sites.within(radii))
-        i, j, squared = (np.concatenate([part[place] for part in parts]) for place in range(3))
-        if self.rho is not None:
-            squared = squared / (self.rho[i] * self.rho[j])
-        kept = squared <= self.limit
-        return law, kernels.graph(i[kept], j[kept], kernels.gaussian(squared[kept], self.bandwidth.epsilon), size)
+            kept = squared <= radii[:, None]
+            counts = kept.sum(axis=1)
+            if (counts > self.count).any():
+                i, j, squared = sites.within(radii)
+            else:
+                i, j, squared = np.repeat(np.arange(size, dtype=places.dtype), counts), places[kept], squared[kept]
+        ratio = squared if self.rho is None else squared / (self.rho[i] * self.rho[j])
+        values = kernels.gaussian(ratio, self.bandwidth.epsilon)
+        if self.rho is not None and self.limit < math.inf:
+            values[ratio > self.limit] = 0.0
+        return law, kernels.graph(i, j, values, squared > radii[j], size)
 
-    def truncated(self, sites: Sites, weights: np.ndarray) -> float:
-        """The part of the kernel's mass that is left out, from SAMPLED rows."""
+    def truncated(self, sites: Sites, weights: np.ndarray, mass: np.ndarray) -> float:
+        """The part of the kernel's mass that is left out, from SAMPLED rows; `mass` (N,) is what is kept of each row, K w."""
         if not (self.count or self.limit < math.inf):
             return 0.0
         sample = sites.sample(SAMPLED)
-        rows, rho = sites.rows(sample), None if self.rho is None else self.rho[sample]
         plain = dataclasses.replace(self, limit=math.inf, radii=None)
-        kept, whole = (weights[sample] @ law.kernel(rows, rho) @ weights for law in (self, plain))
-        return float(1 - kept / whole)
+        whole = plain.kernel(sites.rows(sample), None if self.rho is None else self.rho[sample]) @ weights
+        return float(1 - (weights[sample] @ mass[sample]) / (weights[sample] @ whole))
 
 
 @dataclass(frozen=True, eq=False)
@@ -658,9 +681,9 @@ class _Map:
             law, matrix = law.sparse(sites)
         else:
             matrix = law.dense(sites)
-        truncated = law.truncated(sites, weights)
         dimension = 0.0 if law.pilot is None else law.pilot.dimension
         density, factor, mass = _balance(matrix, weights, law.alpha, law.rho, dimension)
+        truncated = law.truncated(sites, weights, density if law.rho is None else density * law.rho**dimension)
         if solver == "sparse":
             matrix.data *= np.repeat(factor, np.diff(matrix.indptr))
             matrix.data *= factor[matrix.indices]
@@ -732,7 +755,7 @@ def _pieces(matrix: Any) -> np.ndarray:
             return np.zeros(len(matrix), dtype=np.int64)
         joined = scipy.sparse.csr_array(matrix > JOINED)
     else:
-        joined = matrix > JOINED
+        joined = matrix if matrix.data.min(initial=1.0) > JOINED else matrix > JOINED
     count, labels = connected_components(joined, directed=False)
     order = np.argsort(-np.bincount(labels, minlength=count), kind="stable")
     places = np.empty(count, dtype=np.int64)
@@ -778,4 +801,4 @@ def _foreign(sites: Sites, k: int, options: DiffusionMap) -> _Map:
     stationary = mass / mass.sum()
     vectors = vectors / np.sqrt(stationary @ vectors**2)
     labels = _pieces(rival.kernel_matrix.tocsr())
-    return _Map(sites, law, weights, density, values, _signed(vectors, stationary), stationary, labels, None, law.truncated(sites, weights), "pydiffmap", np.arange(size))  # fmt: skip
+    return _Map(sites, law, weights, density, values, _signed(vectors, stationary), stationary, labels, None, law.truncated(sites, weights, density), "pydiffmap", np.arange(size))  # fmt: skip

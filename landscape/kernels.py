@@ -17,7 +17,7 @@ A bandwidth by rule:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -41,10 +41,20 @@ PILOT = 8
 BLOCK = 1 << 18
 # up to so many coordinates differences are taken one by one, and a k-d tree finds neighbours; above, one matrix product is faster
 FEW = 16
+# rows of a symmetric matrix of distances computed at once
+PANEL = 500
 # of up to so many points all distances are held at once: 200 MB
 WHOLE = 5000
 # squared distances below this part of the squared norms have lost digits in the matrix product, and are taken anew
 CANCELLED = 1e-6
+# points in a group, principal coordinates that tell groups apart, and from so many points on groups are made: measured
+GROUP, AXES, MANY = 64, 8, 1000
+# times the count of neighbours that bound the last one's distance
+AHEAD = 2
+# groups are used where they spare all but this part of the distances: a product of all has half the work, by symmetry
+SPARED = 0.3
+# margin for the rounding of an inner product of D coordinates in float32, by sqrt(D) and the norms: sums round as random walks, of steps below a quarter of this
+ROUNDED = 4 * float(np.finfo(np.float32).eps)
 # leading bits of a float64 that number its bin: sign, exponent and 6 bits of the mantissa, 64 bins an octave
 SHIFT = 46
 # squared distances below this part of the largest count as zero: repeated points
@@ -77,7 +87,12 @@ class Bandwidth:
 
     epsilon: float
     rule: str
-    curve: Curve
+    known: Curve | Callable[[], Curve]
+
+    @cached_property
+    def curve(self) -> Curve:
+        """Computed when it is first asked for, where the rule did without it."""
+        return self.known if isinstance(self.known, Curve) else self.known()
 
     @property
     def dimension(self) -> float:
@@ -153,6 +168,12 @@ def bandwidth(
     else:
         epsilon = float(found.epsilon[found.slope.argmax()])
     return Bandwidth(epsilon, str(rule), found)
+
+
+def fixed(rule: str | float) -> float | None:
+    """The eps that a rule names, where it is a number. Raises UsageError for an unknown rule."""
+    name, number = _parsed(rule)
+    return number if name == "fixed" else None
 
 
 def _parsed(rule: str | float) -> tuple[str, float]:
@@ -237,25 +258,24 @@ class Sites:
     def _product(self, ours: np.ndarray, norms: np.ndarray) -> np.ndarray:
         """Squared distances (M, N) of centred points (M, D) with these squared norms (M,), by one matrix product."""
         _, theirs, their_norms = self._centred
-        squared: np.ndarray = ours @ theirs.T  # half the work where both are the same array
-        squared *= -2.0
-        for part in blocks(*squared.shape):
-            scale = norms[part, None] + their_norms
-            squared[part] += scale
-            scale *= CANCELLED
-            rows, columns = np.nonzero(squared[part] <= scale)
-            rows += part.start
-            for few in blocks(len(rows), theirs.shape[1]):
-                difference = ours[rows[few]] - theirs[columns[few]]
-                squared[rows[few], columns[few]] = np.einsum("ij,ij->i", difference, difference)
-        return squared
+        return _expanded(ours @ theirs.T, ours, norms, theirs, their_norms)
 
     def held(self) -> Sites:
         """The same points with all distances at hand, where one matrix product gives them and they are not too many: half the work of rows by themselves, once."""
         if self.points is None or self.points.shape[1] <= FEW or len(self) > WHOLE:
             return self
         _, centred, norms = self._centred
-        return Sites(self.points, self._product(centred, norms))
+        squared = np.empty((len(self), len(self)))
+        for first in range(0, len(self), PANEL):
+            part, rest = slice(first, first + PANEL), slice(first, None)
+            panel = _expanded(centred[part] @ centred[rest].T, centred[part], norms[part], centred[rest], norms[rest])
+            squared[part, rest] = panel
+            squared[rest, part] = panel.T
+        return Sites(self.points, squared)
+
+    def light(self) -> Sites:
+        """The same points without distances that their coordinates give."""
+        return self if self.points is None else Sites(self.points)
 
     def given(self, rows: slice | np.ndarray, columns: np.ndarray) -> np.ndarray:
         """What `to` of `subset(columns)` takes for these points: their coordinates, or their squared distances to the columns."""
@@ -283,33 +303,141 @@ class Sites:
             distances, places = cKDTree(self.points).query(self.points, k=count)
             return distances.reshape(len(self), count) ** 2, places.reshape(len(self), count)
         squared, places = np.empty((len(self), count)), np.empty((len(self), count), dtype=np.int64)
+        if self.squared is None and len(self) >= MANY and (groups := _Groups.of(*self._centred[1:])).spare(count):
+            for own, others, rows in groups.near(count):
+                best = np.argpartition(rows, count - 1, axis=1)[:, :count]
+                places[own], squared[own] = others[best], np.take_along_axis(rows, best, axis=1)
+            return squared, places
+        held = self.held()
         for part in blocks(len(self), len(self) // 8):
-            rows = self.rows(part)
+            rows = held.rows(part)
             places[part] = np.argpartition(rows, count - 1, axis=1)[:, :count]
             squared[part] = np.take_along_axis(rows, places[part], axis=1)
         return squared, places
 
-    def within(self, squared_radii: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Pairs (i, j, squared distance) with j no further from i than its radius (N, squared), in blocks of i."""
+    def within(self, squared_radii: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pairs (i, j, squared distance) with j no further from i than its radius (N, squared)."""
         tree = cKDTree(self.points) if self.points is not None and self.points.shape[1] <= FEW else None
+        parts = []
         for part in blocks(len(self), len(self)):
             if tree is None:
                 rows = self.rows(part)
                 i, j = np.nonzero(rows <= squared_radii[part, None])
-                yield i + part.start, j, rows[i, j]
+                parts.append((i + part.start, j, rows[i, j]))
                 continue
             assert self.points is not None
-            found = tree.query_ball_point(self.points[part], np.sqrt(squared_radii[part]))
+            found = tree.query_ball_point(self.points[part], np.sqrt(squared_radii[part]) * (1 + 1e-9))
             i = np.repeat(np.arange(part.start, part.stop), [len(few) for few in found])
             j = np.concatenate([np.asarray(few, dtype=np.int64) for few in found])
             difference = self.points[i] - self.points[j]
-            yield i, j, np.einsum("ij,ij->i", difference, difference)
+            squared = np.einsum("ij,ij->i", difference, difference)
+            kept = squared <= squared_radii[i]
+            parts.append((i[kept], j[kept], squared[kept]))
+        i, j, squared = (np.concatenate([part[place] for part in parts]) for place in range(3))
+        return i, j, squared
 
 
-def graph(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, size: int) -> Any:
-    """A symmetric sparse matrix (size, size) of pairs that stand once or twice, with equal values."""
-    one = scipy.sparse.csr_array((values, (rows, columns)), shape=(size, size))
-    return one.maximum(one.T).tocsr()
+def _expanded(products: np.ndarray, ours: np.ndarray, norms: np.ndarray, theirs: np.ndarray, their_norms: np.ndarray) -> np.ndarray:  # fmt: skip
+    """Squared distances (M, N) in place of the inner products of points (M, D) and (N, D), given with their squared norms; where digits cancelled, from differences."""
+    products *= -2.0
+    for part in blocks(*products.shape):
+        scale = norms[part, None] + their_norms
+        products[part] += scale
+        scale *= CANCELLED
+        rows, columns = np.nonzero(products[part] <= scale)
+        rows += part.start
+        for few in blocks(len(rows), theirs.shape[1]):
+            difference = ours[rows[few]] - theirs[columns[few]]
+            products[rows[few], columns[few]] = np.einsum("ij,ij->i", difference, difference)
+    return products
+
+
+@dataclass(frozen=True, eq=False)
+class _Groups:
+    """Points of many coordinates in G groups of near ones, each with its centre and radius: neighbours of a group's points lie in groups that the triangle inequality does not rule out. Exact:
+    bounds are taken in float32 with a margin, distances in float64."""
+
+    points: np.ndarray  # (N, D)
+    norms: np.ndarray  # (N,) squared
+    scale: float  # the largest norm
+    rough: np.ndarray  # (N, D) float32, in units of it, as all below
+    order: np.ndarray  # (N,) group by group
+    bounds: np.ndarray  # (G + 1,) of the groups in that order
+    centres: np.ndarray  # (G, D) float32
+    radii: np.ndarray  # (G,)
+
+    @staticmethod
+    def of(points: np.ndarray, norms: np.ndarray) -> _Groups:
+        """Halved at the median of the widest of AXES leading principal coordinates (roughly: one power iteration on some points), until GROUP or fewer are left."""
+        random = np.random.default_rng(0).standard_normal((points.shape[1], AXES))
+        some = points[:: max(1, len(points) // MANY)]
+        coordinates = points @ np.linalg.qr(some.T @ (some @ random))[0]
+        parts, leaves = [np.arange(len(points))], []
+        while parts:
+            part = parts.pop()
+            if len(part) <= GROUP:
+                leaves.append(part)
+                continue
+            widest = np.ptp(coordinates[part], axis=0).argmax()
+            halves = np.argpartition(coordinates[part, widest], len(part) // 2)
+            parts += [part[halves[len(part) // 2 :]], part[halves[: len(part) // 2]]]
+        scale = math.sqrt(norms.max()) or 1.0
+        rough = (points / scale).astype(np.float32)
+        centres = np.stack([rough[leaf].mean(axis=0) for leaf in leaves])
+        radii = np.array([np.linalg.norm(rough[leaf] - centre, axis=1).max() for leaf, centre in zip(leaves, centres, strict=True)])  # fmt: skip
+        bounds = np.cumsum([0, *map(len, leaves)])
+        return _Groups(points, norms, scale, rough, np.concatenate(leaves), bounds, centres, radii)
+
+    def spare(self, count: int) -> bool:
+        """Whether most distances need not be taken: of some groups, as of points without structure, nearly all are."""
+        some = np.linspace(0, len(self.radii) - 1, 4).round().astype(int)
+        sizes = np.diff(self.bounds)
+        return bool(np.mean([sizes[self._wanted(group, count)].sum() for group in some]) < SPARED * len(self.order))
+
+    def near(self, count: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Of each group its points (m,), points (M,) that hold the nearest `count` of each, and the squared distances (m, M)."""
+        kept = np.empty_like(self.points[:0])
+        for group in range(len(self.radii)):
+            own, others = self._members([group]), self._members(self._wanted(group, count))
+            # memory that is used again costs a third of memory that is new
+            if len(kept) < len(others):
+                kept = np.empty((2 * len(others), self.points.shape[1]))
+            ours, theirs = self.points[own], kept[: len(others)]
+            np.take(self.points, others, axis=0, out=theirs, mode="clip")
+            yield own, others, _expanded(ours @ theirs.T, ours, self.norms[own], theirs, self.norms[others])
+
+    def _members(self, groups: Sequence[int] | np.ndarray) -> np.ndarray:
+        return np.concatenate([self.order[self.bounds[group] : self.bounds[group + 1]] for group in groups])
+
+    def _wanted(self, group: int, count: int) -> np.ndarray:
+        """The groups that may hold one of the nearest `count` of a point of this one."""
+        own = self._members([group])
+        ours, norms = self.rough[own], self.norms[own] / self.scale**2
+        rounded = ROUNDED * math.sqrt(ours.shape[1])
+
+        def squared(theirs: np.ndarray, their_norms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            scale = norms[:, None] + their_norms
+            return scale - 2 * (ours @ theirs.T), rounded * scale
+
+        rough, margin = squared(self.centres, np.square(self.centres).sum(axis=1))
+        distances = np.sqrt(np.maximum(rough - margin, 0.0))
+        ranked = np.argsort(distances.min(axis=0), kind="stable")
+        enough = int(np.searchsorted(np.cumsum(np.diff(self.bounds)[ranked]), AHEAD * count)) + 1
+        first = self._members(ranked[:enough])
+        rough, margin = squared(self.rough[first], self.norms[first] / self.scale**2)
+        last = np.sqrt(np.partition(rough + margin, count - 1, axis=1)[:, count - 1])
+        return np.flatnonzero((distances - self.radii * (1 + rounded) <= last[:, None]).any(axis=0))
+
+
+def graph(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, alone: np.ndarray, size: int) -> Any:
+    """A symmetric sparse matrix (size, size) of pairs that stand twice, or (where `alone`) once, to be mirrored. Indices within a row are in no order."""
+    # narrow indices: less to read at each product
+    places = np.int32 if 2 * len(rows) < 2**31 else np.int64
+    rows, columns = rows.astype(places), columns.astype(places)
+    pairs = np.concatenate([rows, columns[alone]]), np.concatenate([columns, rows[alone]])
+    one = scipy.sparse.coo_array((np.concatenate([values, values[alone]]), pairs), shape=(size, size))
+    one.has_canonical_format = True  # no pair stands twice: no need to sort
+    return one.tocsr()
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.polynomial.legendre import leggauss
 from scipy import special
+from scipy.signal import lfilter
 from scipy.spatial.distance import cdist
 from scipy.stats import norm
 from sklearn.base import clone
@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from landscape import diffusion
+from landscape import diffusion, harmonics
 from landscape.diffusion import DiffusionMap, eigen
 from landscape.errors import UsageError
 from landscape.kernels import LandscapeWarning
@@ -56,7 +56,7 @@ def test_circle(count: int, epsilon: float, solver: str) -> None:
     """D1: lambda_k = I_k(1 / (2 eps)) / I_0, each twice."""
     found = DiffusionMap(8, bandwidth=epsilon, solver=solver, cutoff=1e-300).fit(circle(count))
     truth = special.ive(np.repeat(np.arange(1, 5), 2), 0.5 / epsilon) / special.ive(0, 0.5 / epsilon)
-    assert np.abs(found.eigenvalues_ - truth).max() < 1e-14
+    assert np.abs(found.eigenvalues_ - truth).max() < 1e-15
     assert found.residuals_.max() < 1e-13
     assert np.allclose(found.stationary_, 1 / count, rtol=1e-12)
     squared = cdist(circle(count), circle(count), "sqeuclidean")
@@ -71,8 +71,8 @@ def test_circles_of_many_points_have_pairs() -> None:
 
 
 def test_sphere_by_quadrature() -> None:
-    """D2: lambda_l = I_{l+1/2} / I_{1/2}, 2 l + 1 times, with Gauss-Legendre weights."""
-    heights, weights = leggauss(24)
+    """D2: lambda_l = I_{l+1/2} / I_{1/2}, 2 l + 1 times, with Gauss-Legendre weights (of scipy: numpy's round twice as much)."""
+    heights, weights = special.roots_legendre(24)
     angles = 2 * np.pi * np.arange(48) / 48
     z, phi = np.repeat(heights, 48), np.tile(angles, 24)
     radius = np.sqrt(1 - z**2)
@@ -80,11 +80,11 @@ def test_sphere_by_quadrature() -> None:
     found = DiffusionMap(15, bandwidth=0.05).fit(x, sample_weight=np.repeat(weights, 48))
     order = np.repeat([1, 2, 3], [3, 5, 7])
     truth = special.ive(order + 0.5, 10.0) / special.ive(0.5, 10.0)
-    assert np.abs(found.eigenvalues_ - truth).max() < 1e-13
+    assert np.abs(found.eigenvalues_ - truth).max() < 1.5e-15
     assert np.allclose(found.rates_[[0, 3]], [2.0, 5.4], atol=1e-3)
 
 
-@pytest.mark.parametrize(("alpha", "tolerance"), [(0.0, 1e-14), (0.5, 1e-12)])
+@pytest.mark.parametrize(("alpha", "tolerance"), [(0.0, 5e-16), (0.5, 1e-14)])
 def test_gaussian_grid(alpha: float, tolerance: float) -> None:
     """D3: lambda_k = rho^k, psi_k Hermite polynomials; the grid's ends lie beyond 9 standard deviations."""
     epsilon, spread = 0.3, 1.0
@@ -105,34 +105,35 @@ def test_gaussian_grid(alpha: float, tolerance: float) -> None:
 
 
 def test_product_of_gaussians() -> None:
-    """D4: products of the factors' eigenvalues; a grid of 41 x 41 to 1e-7 at 6 standard deviations."""
+    """D4: products of the factors' eigenvalues; a grid of 41 x 41 to 1e-10 at 6 standard deviations."""
     grid = np.linspace(-6, 6, 41)
     x = np.array(list(itertools.product(grid, 0.5 * grid)))
     weights = norm.pdf(x[:, 0]) * norm.pdf(x[:, 1], scale=0.5)
     found = DiffusionMap(5, bandwidth=0.3, alpha=0.0).fit(x, sample_weight=weights)
     one, two = 1 / 1.6, 0.25 / 0.85
     truth = sorted((one**i * two**j for i, j in itertools.product(range(6), range(6)) if i + j), reverse=True)[:5]
-    assert np.abs(found.eigenvalues_ - truth).max() < 1e-6
+    assert np.abs(found.eigenvalues_ - truth).max() < 1e-10
 
 
 def test_ornstein_uhlenbeck_path() -> None:
-    """D5: a stationary path of 2,000 steps, alpha 0: lambda_k = rho^k within 0.02 (0.005 in the reference, for 4,000; a variance known to 1/sqrt(700) from correlated steps moves rho by 0.01), psi_1 and psi_2 Hermite."""
-    random = np.random.default_rng(3)
-    decay = 0.5
-    x = np.empty(2000)
-    x[0] = random.standard_normal()
-    for t in range(1, 2000):
-        x[t] = decay * x[t - 1] + np.sqrt(1 - decay**2) * random.standard_normal()
-    found = DiffusionMap(4, alpha=0.0, bandwidth=0.3).fit(x[:, None])
-    ratio = 1 / 1.6
-    assert np.abs(found.eigenvalues_ - ratio ** np.arange(1, 5)).max() < 0.02
-    for k, least in ((1, 0.999), (2, 0.99)):
-        hermite = special.eval_hermitenorm(k, x)
-        assert abs(np.corrcoef(hermite, found.vectors_[:, k - 1])[0, 1]) > least
+    """D5: stationary paths of 4,000 steps, alpha 0: lambda_k = rho^k within 0.005 for k <= 4 and psi_1, psi_2 Hermite to .9998 and .996, as the reference's one path; here of the mean and the median of 4, since
+    one path misses by 0.01 as often as not (its variance is known to 3 percent).
+    """
+    values, overlaps = [], []
+    for seed in range(4):
+        steps = np.random.default_rng(seed).standard_normal(4000)
+        x = lfilter([np.sqrt(0.75)], [1, -0.5], steps, zi=[steps[0] * (1 - np.sqrt(0.75))])[0]
+        found = DiffusionMap(4, alpha=0.0, bandwidth=0.3).fit(x[:, None])
+        values.append(found.eigenvalues_)
+        overlaps.append([abs(np.corrcoef(special.eval_hermitenorm(k, x), found.vectors_[:, k - 1])[0, 1]) for k in (1, 2)])  # fmt: skip
+    spread = np.std(values, axis=0, ddof=1) / np.sqrt(4)
+    assert (np.abs(np.mean(values, axis=0) - (1 / 1.6) ** np.arange(1, 5)) < 0.005 + 2 * spread).all()
+    assert (np.median(overlaps, axis=0) > [0.9995, 0.996]).all()
 
 
 def test_swiss_roll() -> None:
-    """D6: psi_1 = cos(pi s / L) along the arc, rates of the strip (m pi / L)^2 + (n pi / h)^2 within 8 %."""
+    """D6: psi_1 = cos(pi s / L) along the arc, rates of the strip (m pi / L)^2 + (n pi / h)^2 within 10 percent, but for the first across it, which the height's ends lower by a fifth at this
+    bandwidth; local linear regression tells these two directions from the harmonics."""
     random = np.random.default_rng(0)
     height = 10.0
     turns = np.linspace(1.5 * np.pi, 4.5 * np.pi, 4001)
@@ -140,10 +141,17 @@ def test_swiss_roll() -> None:
     s, y = random.uniform(0, arc[-1], 2500), random.uniform(0, height, 2500)
     t = np.interp(s, arc, turns)
     x = np.stack([t * np.cos(t), y, t * np.sin(t)], axis=1)
-    found = DiffusionMap(8, bandwidth=1.0).fit(x)
-    assert abs(np.corrcoef(np.cos(np.pi * s / arc[-1]), found.vectors_[:, 0])[0, 1]) > 0.999
-    truth = (np.arange(1, 6) * np.pi / arc[-1]) ** 2
-    assert np.abs(found.rates_[:5] / truth - 1).max() < 0.1
+    found = DiffusionMap(9, bandwidth=1.0).fit(x)
+    for m in range(1, 9):
+        assert abs(np.corrcoef(np.cos(m * np.pi * s / arc[-1]), found.vectors_[:, m - 1])[0, 1]) > (0.9995 if m == 1 else 0.98)  # fmt: skip
+    truth = (np.arange(1, 9) * np.pi / arc[-1]) ** 2
+    # the last of these stands among modes of the other direction
+    assert np.abs(found.rates_[:8] / truth - 1)[:7].max() < 0.1
+    assert abs(np.corrcoef(np.cos(np.pi * y / height), found.vectors_[:, 8])[0, 1]) > 0.97
+    assert found.rates_[8] / (np.pi / height) ** 2 == pytest.approx(0.79, abs=0.04)
+    new = harmonics.residuals(found.vectors_)
+    assert (new[[0, 8]] > 0.9).all()
+    assert (new[1:8] < 0.1).all()
 
 
 def test_variable_bandwidth() -> None:
@@ -224,7 +232,7 @@ def test_transform_reproduces_the_fitted_points(options: dict, weighted: bool, s
     # over lambda: 0.3 and more here
     assert found.eigenvalues_.min() > 0.2
     assert np.abs(found.transform(given[:200]) - found.embedding_[:200]).max() < (
-        1e-11 if "kernel" in options else 1e-13
+        2e-12 if "kernel" in options else 1e-14
     )
 
 
@@ -298,6 +306,17 @@ def test_filter_finds_what_arpack_finds(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(diffusion, "RESTARTS", restarts)
         wrong = DiffusionMap(8, bandwidth=0.02, solver="sparse").fit(x)
         assert np.abs(wrong.eigenvalues_ - plain.eigenvalues_).max() < 1e-12
+
+
+def test_the_curve_of_a_fixed_bandwidth_is_computed_when_asked_for() -> None:
+    x = ball(500, dim=20)
+    weights = np.random.default_rng(1).uniform(0.2, 2, 500)
+    for options in ({}, {"sample_weight": weights}):
+        chosen = DiffusionMap(3).fit(x, **options)
+        found = DiffusionMap(3, bandwidth=chosen.bandwidth_.epsilon).fit(x, **options)
+        assert found.bandwidth_.known.args[0].squared is None  # the 500 x 500 distances are let go
+        assert np.allclose(found.bandwidth_.curve.slope, chosen.bandwidth_.curve.slope, atol=1e-9)
+        assert found.bandwidth_.dimension == pytest.approx(chosen.bandwidth_.dimension)
 
 
 def test_truncated_mass_of_few_neighbours() -> None:

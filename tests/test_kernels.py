@@ -6,7 +6,7 @@ from scipy.spatial.distance import cdist
 
 from landscape import kernels
 from landscape.errors import UsageError
-from landscape.kernels import Sites
+from landscape.kernels import Sites, _Groups
 
 
 def points(count: int, dim: int, seed: int = 0) -> np.ndarray:
@@ -108,6 +108,39 @@ def test_squared_distances(dim: int) -> None:
     assert np.abs(squared[near] - truth[near]).max() <= 1e-6 * truth[near].max()
 
 
+@pytest.mark.parametrize("kind", ["surface", "walk", "pieces", "far", "repeated", "cloud", "huge"])
+def test_neighbours_by_groups(kind: str) -> None:
+    """Exact, and where points have structure without most distances."""
+    random = np.random.default_rng(0)
+    noise = random.standard_normal((1700, 60))
+    x = {
+        "surface": points(1700, 2) @ random.standard_normal((2, 60)) + 1e-3 * noise,
+        "walk": np.cumsum(noise, axis=0),
+        "pieces": noise + 100 * np.repeat(random.standard_normal((17, 60)), 100, axis=0),
+        "far": 1e4 + 1e-2 * np.cumsum(noise, axis=0),
+        "repeated": np.repeat(np.cumsum(noise[:100], axis=0), 17, axis=0),
+        "cloud": noise,
+        "huge": 1e40 * np.cumsum(noise, axis=0),
+    }[kind]
+    sites = Sites(x)
+    groups = _Groups.of(*sites._centred[1:])
+    assert np.array_equal(np.sort(groups.order), np.arange(1700))
+    if kind in ("walk", "far", "cloud"):
+        assert groups.spare(20) == (kind != "cloud")
+    truth = cdist(x, x, "sqeuclidean")
+    ranked = np.sort(truth, axis=1)[:, :20]
+    # with the groups, whether they spare anything or not
+    seen = np.zeros(1700, dtype=int)
+    for own, others, squared in groups.near(20):
+        seen[own] += 1
+        assert np.abs(truth[np.ix_(own, others)] - squared).max() < 1e-11 * truth.max()
+        assert np.abs(np.sort(squared, axis=1)[:, :20] - ranked[own]).max() < 1e-9 * ranked.max()
+    assert (seen == 1).all()
+    squared, places = sites.nearest(20)
+    assert np.abs(np.sort(squared, axis=1) - ranked).max() < 1e-9 * ranked.max()
+    assert np.abs(np.take_along_axis(truth, places, axis=1) - squared).max() < 1e-9 * ranked.max()
+
+
 @pytest.mark.parametrize("dim", [2, 40])
 def test_neighbours(dim: int) -> None:
     x = points(300, dim)
@@ -118,7 +151,7 @@ def test_neighbours(dim: int) -> None:
         assert np.allclose(np.take_along_axis(truth, places, axis=1), squared, atol=1e-12)
         radii = np.quantile(truth, np.linspace(0.1, 0.3, 300), axis=1).diagonal()
         found = np.zeros((300, 300), dtype=bool)
-        for i, j, values in sites.within(radii):
-            found[i, j] = True
-            assert np.allclose(values, truth[i, j], atol=1e-12)
+        i, j, values = sites.within(radii)
+        found[i, j] = True
+        assert np.allclose(values, truth[i, j], atol=1e-12)
         assert (found == (truth <= radii[:, None])).all()
