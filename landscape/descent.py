@@ -214,6 +214,7 @@ def descend(
     since = begin.since if begin.moments else begin.step
     rule = _Rule(f, recipe, seeds, point.shape[:-1], begin.scale, since, _like(seeds, order))
     moments, buffers = begin.moments or rule.fresh(point), rule.buffers(begin.buffers)
+    rule.enter(point, moments)
     for step in range(begin.step, recipe.steps + 1):
         state = rule.state(step, point, moments, buffers)
         yield state
@@ -357,6 +358,12 @@ class _Rule:
         self._passes = _Passes(f, recipe, seed)
         self._batch: _Batch | None = None
 
+    def enter(self, point: Tensor, moments: tuple[Tensor, ...]) -> None:
+        """Where a mask alone restricts, what starts at 0 outside stays there, and coordinates are the parameters themselves: see once whether it does."""
+        mask = self._f.mask
+        if mask is not None and self._recipe.optimizer not in solvers.SOLVERS:
+            self._passes.inside = all(torch.equal(vector * mask, vector) for vector in (point, *moments))
+
     def fresh(self, point: Tensor) -> tuple[Tensor, ...]:
         """The moments of a first step."""
         if self._recipe.optimizer in solvers.SOLVERS:
@@ -489,6 +496,7 @@ class _Passes:
 
     def __init__(self, f: Objective, recipe: Recipe, seed: int | list[int]) -> None:
         self.f, self.recipe, self._seed = f, recipe, seed
+        self.inside = False  # whether coordinates are the parameters themselves, zeros and all
         if recipe.precision == "bf16" and f.device.type != "cuda":
             raise UsageError(f"bf16 autocast is for CUDA; the device is {f.device.type}. Use precision full.")
         self._own = not isinstance(seed, int)
@@ -506,7 +514,7 @@ class _Passes:
     def slopes(self, z: Tensor, buffers: Buffers, rows: Rows, step: int) -> tuple[Tensor, Tensor, Buffers]:
         """Loss () or (E,), gradient of z's shape, and the buffers after the pass."""
         f = self.f
-        w = f.lift(z)
+        w = z if self.inside else f.lift(z)
         with self._context(step):
             if z.ndim == 2 and not self._lockstep:
                 return self._loop(w, buffers, rows, step)
@@ -518,7 +526,7 @@ class _Passes:
                 gradient = flat(
                     torch.autograd.grad(loss.sum(), parts, materialize_grads=True), len(z) if z.ndim == 2 else 0
                 )
-        return loss.detach(), f.project(gradient), after
+        return loss.detach(), f.project(gradient) if f.mask is None else gradient.mul_(f.mask), after
 
     def values(self, w: Tensor, buffers: Buffers, rows: Rows, step: int, among: Tensor) -> Tensor:
         """Loss () or (E,) alone, at parameters (D,) or (E, D); where `among` () or (E,) is false it may be left out and is NaN then."""

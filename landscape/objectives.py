@@ -5,7 +5,7 @@ Letters: D parameters, d coordinates (d = D unless restricted), N rows, n rows o
     f(z) = sum_i l_i(w) / sum_i c_i,   w = lift(z),   l_i the loss of row i, c_i its weight (1 unless the loss says otherwise)
 
 Sums and weights are added up over chunks of rows and divided once at the end: never a mean of batch means. Tied weights stand once in the vector;
-buffers (BatchNorm statistics) stand apart. The module is evaluated through a private copy by `torch.func.functional_call`, so that the
+buffers (BatchNorm statistics) stand apart. The module is evaluated through a private copy whose tensors are replaced for the call (as `torch.func.functional_call` does, without its overhead), so that the
 user's model is never written to: no train mode, no `.grad`, no running statistics.
 
 Of second derivatives there are, beside the Hessian, four matrices J^T B J (J the Jacobian of the outputs): see `CURVATURES`. How their products are taken
@@ -443,11 +443,31 @@ class Network:
         )
         return network, torch.cat(parts), buffers
 
+    @cached_property
+    def _slots(self) -> dict[str, list[tuple[dict[str, Any], str, str]]]:
+        """By mode, where the private copy holds each tensor: the dict, the key, and the full name."""
+        found = {}
+        for mode, skeleton in self.skeletons.items():
+            found[mode] = [
+                (held, key, f"{prefix}.{key}" if prefix else key)
+                for prefix, part in skeleton.named_modules()
+                for held in (part._parameters, part._buffers)
+                for key, tensor in held.items()
+                if tensor is not None
+            ]
+        return found
+
+    @cached_property
+    def _cuts(self) -> tuple[list[int], list[tuple[int, ...]]]:
+        """Sizes and shapes of the parameters."""
+        entries = self.layout.of("parameter")
+        return [entry.size for entry in entries], [entry.shape for entry in entries]
+
     def split(self, w: Tensor) -> Parts:
         """See Predictor."""
-        entries = self.layout.of("parameter")
-        pieces = torch.split(w, [entry.size for entry in entries], dim=-1)
-        return tuple(piece.view((*w.shape[:-1], *entry.shape)) for entry, piece in zip(entries, pieces, strict=True))
+        sizes, shapes = self._cuts
+        pieces = torch.split(w, sizes, dim=-1)
+        return tuple(piece.view((*w.shape[:-1], *shape)) for piece, shape in zip(pieces, shapes, strict=True))
 
     def forward(self, parts: Parts, buffers: Buffers, inputs: Inputs, mode: str = "eval") -> tuple[Tensor, Buffers]:
         """See Predictor."""
@@ -462,9 +482,16 @@ class Network:
         state.update({alias: state[name] for alias, name in self.layout.aliases.items()})
         arguments = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
         keywords = inputs if isinstance(inputs, dict) else {}
-        # ties are in `state`: torch would look for them anew in every call
-        with _without_recomputation():
-            outputs = torch.func.functional_call(self.skeletons[mode], state, arguments, keywords, tie_weights=False)
+        slots = self._slots[mode]
+        own = [held[key] for held, key, _ in slots]
+        try:
+            for held, key, name in slots:
+                held[key] = state[name]
+            with _without_recomputation():
+                outputs = self.skeletons[mode](*arguments, **keywords)
+        finally:
+            for (held, key, _), tensor in zip(slots, own, strict=True):
+                held[key] = tensor
         if not isinstance(outputs, Tensor):
             outputs = getattr(outputs, "logits", outputs[0] if isinstance(outputs, (tuple, list)) else outputs)
         if not isinstance(outputs, Tensor):
@@ -727,6 +754,11 @@ class Objective:
         for chart in self.charts:
             g = chart.project(g)
         return g
+
+    @property
+    def mask(self) -> Tensor | None:
+        """Zeros and ones (D,) or (E, D), where a mask alone restricts: coordinates are then the parameters, times it. None elsewhere."""
+        return self.charts[0].mask if len(self.charts) == 1 else None
 
     def restrict(self, subspace: Subspace) -> Objective:
         """z -> f(subspace.lift(z)): again an objective, of subspace.dim coordinates."""

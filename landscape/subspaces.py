@@ -55,6 +55,7 @@ class Subspace:
     push: Callable[[Tensor], Tensor]  # B z: (..., d) -> (..., D)
     project: Callable[[Tensor], Tensor]  # B^T g: (..., D) -> (..., d), the adjoint of push
     place: Callable[[Tensor], Tensor] | None = None  # origin + B z at once, where that costs less than the sum
+    mask: Tensor | None = None  # zeros and ones (D,) or (E, D), where the origin is 0 and B is the product with these
 
     @property
     def ambient(self) -> int:
@@ -151,7 +152,7 @@ def axes(masks: Tensor, dtype: torch.dtype) -> Subspace:
         return v * kept
 
     dim = masks.shape[-1]
-    return Subspace(torch.zeros(dim, dtype=dtype, device=masks.device), dim, keep, keep, keep)
+    return Subspace(torch.zeros(dim, dtype=dtype, device=masks.device), dim, keep, keep, keep, kept)
 
 
 def random(

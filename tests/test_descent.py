@@ -649,3 +649,28 @@ def test_rows_moved_to_another_dtype_are_what_descent_sees():
     f, z = objective("mlp", dtype=torch.float32)
     assert f.on(rows("mlp")).rows.inputs.dtype == torch.float32
     assert run(f, z.double(), Recipe(steps=1))[1].point.dtype == torch.float32
+
+
+@BOTH
+@pytest.mark.parametrize("members", [0, 3])
+@pytest.mark.parametrize("outside", ["zeros", "points", "moments"])
+def test_a_mask_moves_what_it_keeps_and_nothing_else(recipe, members, outside):
+    """Against the same map written out as a subspace that is not known to be a mask. What starts at zero outside stays there, bit by bit; what does not, has no part in the loss."""
+    f, start = objective("mlp")
+    kept = torch.rand(members or 1, f.dim, generator=generator(0, "mask")).squeeze(0) < 0.6
+    chart = subspaces.axes(kept, F64)
+    start = start.expand(members, -1).contiguous() if members else start
+    moments = [torch.zeros_like(start) for _ in range(2 if recipe.optimizer == "adam" else 1)]
+    if outside == "moments":
+        moments = [moment + 0.01 for moment in moments]
+    begin = Start(start if outside == "points" else chart.project(start), 0, tuple(moments))
+    plain = dataclasses.replace(chart, mask=None)
+    ours, theirs = (list(descend(f.restrict(one), begin, recipe, 0)) for one in (chart, plain))
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one.loss, other.loss)
+        assert torch.equal(one.gradient, other.gradient)
+        assert torch.equal(one.point, other.point)
+        assert (one.gradient.masked_select(~kept) == 0).all()
+        if outside == "zeros":
+            assert (one.point.masked_select(~kept) == 0).all()
+    assert float((ours[-1].point - ours[0].point).abs().max()) > 0.01
