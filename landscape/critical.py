@@ -30,7 +30,7 @@ from landscape.curvature import twice_differentiable
 from landscape.errors import UsageError, unknown
 from landscape.objectives import Inputs, Loss, NormMode, Objective, Rows
 from landscape.seeds import generator
-from landscape.units import Layer
+from landscape.units import Layer, positions
 
 Method = Literal["trust-region", "newton"]
 METHODS: tuple[Method, ...] = ("trust-region", "newton")
@@ -334,23 +334,11 @@ def canonical(f: Objective, points: Tensor, layers: Sequence[Layer]) -> Tensor:
 
     Layers from the input on, so that what a layer reads is in order before it is sorted. Scalings of homogeneous activations stay as they are.
     """
-    entries = {entry.name: entry for entry in f.model.layout.of("parameter")}
     found = points.clone()
     for layer in layers if len(points) else ():
         reads, writes = (
-            torch.stack(
-                [
-                    torch.cat(
-                        [
-                            entries[part.name].offset + part.index(unit, entries[part.name].shape)
-                            for part in parts
-                            if part.name in entries
-                        ]
-                    )
-                    for unit in range(layer.size)
-                ]
-            )
-            for parts in (layer.copies, layer.scaled)
+            torch.stack([torch.cat(positions(f.model.layout, slices, unit)) for unit in range(layer.size)])
+            for slices in (layer.copies, layer.scaled)
         )
         incoming, outgoing = found[:, reads], found[:, writes]  # (E, m, ...)
         if layer.activation in ODD and layer.kind in ("dense", "channel") and len(layer.writers) == 1:

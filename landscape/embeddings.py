@@ -34,7 +34,7 @@ from landscape.objectives import Buffers, Network, Objective
 from landscape.seeds import generator
 from landscape.subspaces import Subspace
 from landscape.trajectories import Layout
-from landscape.units import Layer, Slice
+from landscape.units import Layer, Slice, positions
 
 Policy = Literal["even", "random", "null"]
 POLICIES: tuple[Policy, ...] = ("even", "random", "null")
@@ -314,27 +314,17 @@ def _trained(layer: Layer, layout: Layout) -> list[Slice]:
     return [part for part in layer.copies if part.name in names]
 
 
-def _positions(layer: Layer, unit: int, layout: Layout, *, read: bool = False) -> list[Tensor]:
-    """Where, in the flat vector, the entries of one unit's input side (or of what reads it) lie, tensor by tensor."""
-    entries = {entry.name: entry for entry in layout.of("parameter")}
-    return [
-        entries[part.name].offset + part.index(unit, entries[part.name].shape)
-        for part in (layer.scaled if read else layer.copies)
-        if part.name in entries
-    ]
-
-
 def incoming(module: nn.Module, layer: Layer, unit: int) -> Tensor:
     """Positions (n,) in the flat vector of all that one unit of the layer reads by: weights, biases, norms, in the order of `layer.copies`."""
     layout = _layout(module)
-    return torch.cat(_positions(layer.checked(unit), unit, layout))
+    return torch.cat(positions(layout, layer.checked(unit).copies, unit))
 
 
 def _bias(layer: Layer, unit: int, layout: Layout) -> Tensor:
     """Positions of the unit's last bias: what it answers where its weights are zero. Empty where it has none."""
     found = [
         places
-        for part, places in zip(_trained(layer, layout), _positions(layer, unit, layout), strict=True)
+        for part, places in zip(_trained(layer, layout), positions(layout, layer.copies, unit), strict=True)
         if part.name.endswith("bias")
     ]
     return found[-1] if found else torch.empty(0, dtype=torch.int64)
@@ -428,7 +418,7 @@ def inactive(module: nn.Module, layer: Layer, weights: Tensor) -> Embedding:
     Raises UsageError for weights of another shape, and for a layer that reads itself (a residual stream): there input sides grow, too.
     """
     made = null(module, layer)
-    places = torch.cat(_positions(layer.grown(layer.size + 1), layer.size, made.wide))
+    places = torch.cat(positions(made.wide, layer.grown(layer.size + 1).copies, layer.size))
     if len(places) != len(incoming(module, layer, 0)):
         raise UsageError(f"layer {layer.name} reads itself; add a null unit there, or an inactive one elsewhere.")
     if weights.shape != places.shape:
@@ -692,13 +682,11 @@ def canonical(module: nn.Module, layers: Sequence[Layer], theta: Tensor) -> Tens
                 f"layer {layer.name} holds tensors that no vector has (statistics, frozen ones): its units cannot be moved. Leave it out."
             )
         inner = (
-            torch.stack([theta[torch.cat(_positions(layer, unit, layout))] for unit in range(layer.size)])
+            torch.stack([theta[torch.cat(positions(layout, layer.copies, unit))] for unit in range(layer.size)])
             .cpu()
             .double()
         )
-        outer = torch.stack(
-            [theta[torch.cat(_positions(layer, unit, layout, read=True))] for unit in range(layer.size)]
-        )
+        outer = torch.stack([theta[torch.cat(positions(layout, layer.scaled, unit))] for unit in range(layer.size)])
         rows = torch.ones(layer.size, dtype=torch.float64)
         functions = set(layer.activation.split("+"))
         if layer.kind in ("dense", "channel") and functions <= set(HOMOGENEOUS):

@@ -41,7 +41,7 @@ from landscape.operators import SearchSpace, SymmetricOperator
 from landscape.seeds import generator
 from landscape.subspaces import span
 from landscape.trajectories import Layout
-from landscape.units import Layer, Slice
+from landscape.units import Layer, Slice, positions
 
 # rounding of a Hessian and of its eigenvalues, in units of eps D |lambda|max: zeros at planted points of networks of 13 to 50 parameters came out at up to 0.08
 ROUNDING = 10
@@ -332,10 +332,7 @@ def scalings(layout: Layout, theta: Tensor, layers: Sequence[Layer]) -> int:
 
 def _places(layout: Layout, slices: Sequence[Slice], unit: int) -> Tensor:
     """Where a unit's slices lie in the flat vector of trained parameters."""
-    entries = {entry.name: entry for entry in layout.of("parameter")}
-    found = [
-        own.index(unit, entries[own.name].shape) + entries[own.name].offset for own in slices if own.name in entries
-    ]
+    found = positions(layout, slices, unit)
     return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
 
 

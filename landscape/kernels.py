@@ -359,11 +359,12 @@ class _Groups:
 
     points: np.ndarray  # (N, D)
     norms: np.ndarray  # (N,) squared
-    scale: float  # the largest norm
-    rough: np.ndarray  # (N, D) float32, in units of it, as all below
+    rough: np.ndarray  # (N, D) float32, in units of the largest norm, as all below
+    lengths: np.ndarray  # (N,) squared norms
     order: np.ndarray  # (N,) group by group
     bounds: np.ndarray  # (G + 1,) of the groups in that order
     centres: np.ndarray  # (G, D) float32
+    reaches: np.ndarray  # (G,) their squared norms
     radii: np.ndarray  # (G,)
 
     @staticmethod
@@ -386,7 +387,8 @@ class _Groups:
         centres = np.stack([rough[leaf].mean(axis=0) for leaf in leaves])
         radii = np.array([np.linalg.norm(rough[leaf] - centre, axis=1).max() for leaf, centre in zip(leaves, centres, strict=True)])  # fmt: skip
         bounds = np.cumsum([0, *map(len, leaves)])
-        return _Groups(points, norms, scale, rough, np.concatenate(leaves), bounds, centres, radii)
+        lengths = norms / scale**2
+        return _Groups(points, norms, rough, lengths, np.concatenate(leaves), bounds, centres, np.square(centres).sum(axis=1), radii)  # fmt: skip
 
     def spare(self, count: int) -> bool:
         """Whether most distances need not be taken: of some groups, as of points without structure, nearly all are."""
@@ -412,19 +414,19 @@ class _Groups:
     def _wanted(self, group: int, count: int) -> np.ndarray:
         """The groups that may hold one of the nearest `count` of a point of this one."""
         own = self._members([group])
-        ours, norms = self.rough[own], self.norms[own] / self.scale**2
+        ours, norms = self.rough[own], self.lengths[own]
         rounded = ROUNDED * math.sqrt(ours.shape[1])
 
         def squared(theirs: np.ndarray, their_norms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             scale = norms[:, None] + their_norms
             return scale - 2 * (ours @ theirs.T), rounded * scale
 
-        rough, margin = squared(self.centres, np.square(self.centres).sum(axis=1))
+        rough, margin = squared(self.centres, self.reaches)
         distances = np.sqrt(np.maximum(rough - margin, 0.0))
         ranked = np.argsort(distances.min(axis=0), kind="stable")
         enough = int(np.searchsorted(np.cumsum(np.diff(self.bounds)[ranked]), AHEAD * count)) + 1
         first = self._members(ranked[:enough])
-        rough, margin = squared(self.rough[first], self.norms[first] / self.scale**2)
+        rough, margin = squared(self.rough[first], self.lengths[first])
         last = np.sqrt(np.partition(rough + margin, count - 1, axis=1)[:, count - 1])
         return np.flatnonzero((distances - self.radii * (1 + rounded) <= last[:, None]).any(axis=0))
 

@@ -32,6 +32,7 @@ from torch.overrides import TorchFunctionMode
 
 from landscape.errors import LandscapeError, UsageError, unknown
 from landscape.objectives import Inputs, Objective, called
+from landscape.trajectories import Layout
 
 Kind = Literal["dense", "channel", "head", "glu"]
 
@@ -79,6 +80,12 @@ class Slice:
     def grown(self, size: int) -> Slice:
         """The slice in a layer of another size."""
         return dataclasses.replace(self, size=size)
+
+
+def positions(layout: Layout, slices: Sequence[Slice], unit: int) -> list[Tensor]:
+    """Where, in the flat vector (D,) of trained parameters, a unit's slices lie, tensor by tensor; tensors that no vector holds are left out."""
+    entries = {entry.name: entry for entry in layout.of("parameter")}
+    return [entries[own.name].offset + own.index(unit, entries[own.name].shape) for own in slices if own.name in entries]  # fmt: skip
 
 
 @dataclass(frozen=True)
