@@ -35,7 +35,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -84,6 +84,7 @@ UNNEEDED = "none needed"
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NEAR_CHANCE = 0.02  # the stability bound of Frankle et al. 2020: what is smaller than it counts as no barrier
 SCORED = 2**13  # targets whose losses are taken at once: with 1,000 classes their outputs take 32 MiB
+HELD = 2**20  # parameters of the points evaluated at once: what is saved counts for small networks alone
 DRAWS = 1000  # of rows: 25 lie beyond each end of a 95% interval, which so moves by a twentieth of its length from seed to seed
 OUTSIDE = 0.025  # of the draws, on either side of an interval
 
@@ -421,19 +422,23 @@ def barrier(
     walks = {policy: _Walk(_Path(_ground(splits, train, policy, seed), start, end, *buffers)) for policy in policies}
     main = walks[policies[0]]
 
-    def visit(a: float) -> None:
+    def visit(*places: float) -> None:
         for walk in walks.values():
-            walk.visit(a)
+            walk.visit(*places)
 
     answer = None
-    for i in sorted(
+    order = sorted(
         range(points), key=lambda i: (Fraction(i, points - 1).denominator, i)
-    ):  # the ends, 1/2, 1/3, 2/3, ...
-        a = i / (points - 1)
-        visit(a)
-        if threshold is not None and a not in (0, 1) and main.surely_above(threshold, a, points):
-            answer = "no"
-            break
+    )  # the ends, 1/2, 1/3, 2/3, ...
+    grid = [i / (points - 1) for i in order]
+    if threshold is None:
+        visit(*grid)
+    else:
+        for a in grid:
+            visit(a)
+            if a not in (0, 1) and main.surely_above(threshold, a, points):
+                answer = "no"
+                break
     evenly = len(main.values)
     guides = main.names
     headline = guides[0]
@@ -657,7 +662,8 @@ def hills(
     predicted: dict[int, np.ndarray | None] = {}
     for policy in policies:
         ground = _ground(splits, taken, policy, seed)
-        seen = {key: ground.answers(points_of[key], buffers_of[key], predict=True) for key in ends}
+        given = ground.answers(((points_of[key], buffers_of[key]) for key in ends), predict=True)
+        seen = dict(zip(ends, given, strict=True))
         if not predicted:
             predicted = {key: next(iter(found.values())).predicted for key, found in seen.items()}
         found: list[dict[str, np.ndarray]] = []
@@ -668,8 +674,7 @@ def hills(
             walk.take(0.0, seen[one])
             if policy != "endpoint":  # there the end has the start's statistics
                 walk.take(1.0, seen[other])
-            for a in grid:
-                walk.visit(a)
+            walk.visit(*grid)
             found.append(walk.curves()[0])
             noise.append(walk.interval(walk.names[0], seed, place))
         curves[policy] = {name: np.stack([one[name] for one in found]) for name in found[0]}
@@ -737,22 +742,31 @@ class _Answers:
     predicted: np.ndarray | None  # (N, ...) classes, where they are asked for
 
 
-def _answers(f: Objective, z: Tensor, predict: bool) -> _Answers:
-    """One pass over f's rows at one point (d,). Rows whose target is not counted have error 0."""
-    w, whole = f.lift(z), dataclasses.replace(f, charts=())  # a chart is climbed once, not for every chunk
-    found: list[tuple[Tensor, ...]] = []
+def _answers(f: Objective, points: Sequence[tuple[Tensor, Buffers]], predict: bool) -> list[_Answers]:
+    """A pass over f's rows at each of the points (d,), with its buffers; losses are taken at once of all. Rows whose target is not counted have error 0."""
+    w, buffers = f.lift(torch.stack([z for z, _ in points])), [own for _, own in points]
+    whole = dataclasses.replace(f, charts=())  # a chart is climbed once, not for every chunk
+    found: list[list[Tensor]] = []
     classes: list[Tensor] = []
     with torch.no_grad():
-        # the loss of several chunks at once: of small networks, losses by row cost a tenth as much as the outputs when taken chunk by chunk
-        together = max(1, SCORED * len(f.rows) // max(f.rows.targets.numel(), 1) // f.chunk)
-        for rows in f.rows.chunks(f.chunk * together):
-            outputs = whole.on(rows).outputs(w)
-            found.append((*f.loss.rows(outputs, rows.targets), *f.loss.correct(outputs, rows.targets)))
+        # of small networks, losses by row cost as much as the outputs when taken chunk by chunk
+        for rows in f.rows.chunks(max(1, _scored(f) // f.chunk) * f.chunk):
+            outputs = whole.on(rows).outputs(w, buffers).flatten(0, 1)
+            targets = rows.targets if len(w) == 1 else torch.cat([rows.targets] * len(w))
+            scores = (*f.loss.rows(outputs, targets), *f.loss.correct(outputs, targets))
+            found.append([score.view(len(w), -1) for score in scores])
             if predict and f.loss.classifies:
-                classes.append(outputs.argmax(1) if f.loss.threshold is None else outputs > f.loss.threshold)
-    losses, weights, right, counted = (torch.cat(parts).cpu().double().numpy() for parts in zip(*found, strict=True))
-    predicted = torch.cat(classes).cpu().numpy() if classes else None
-    return _Answers(losses / weights.mean(), (counted - right) / counted.mean(), predicted)
+                chosen = outputs.argmax(1) if f.loss.threshold is None else outputs > f.loss.threshold
+                classes.append(chosen.view(len(w), -1, *chosen.shape[1:]))
+    losses, weights, right, counted = (torch.cat(parts, 1).cpu().double().numpy() for parts in zip(*found, strict=True))
+    loss, error = losses / weights.mean(1, keepdims=True), (counted - right) / counted.mean(1, keepdims=True)
+    predicted = torch.cat(classes, 1).cpu().numpy() if classes else [None] * len(w)
+    return [_Answers(*own) for own in zip(loss, error, predicted, strict=True)]
+
+
+def _scored(f: Objective) -> int:
+    """Rows whose losses are taken at once."""
+    return SCORED * len(f.rows) // max(f.rows.targets.numel(), 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -763,13 +777,18 @@ class _Ground:
     statistics: Objective | None  # over whose rows `recompute` takes them
     policy: str
 
-    def answers(self, z: Tensor, buffers: Buffers, predict: bool = False) -> dict[str, _Answers]:
-        """Of every split at a point (d,) with its buffers."""
-        if self.policy == "recompute":
-            assert self.statistics is not None
-            buffers = recomputed(self.statistics.with_buffers(buffers), z).buffers
+    def answers(self, points: Iterable[tuple[Tensor, Buffers]], predict: bool = False) -> Iterator[dict[str, _Answers]]:
+        """Of every split at each of the points (d,) with its buffers. They are asked for as they are needed: few of them are held."""
         norm: NormMode | None = None if self.policy == UNNEEDED else "batch" if self.policy == "batch" else "eval"
-        return {split: _answers(f.with_buffers(buffers, norm), z, predict) for split, f in self.splits.items()}
+        splits = {split: f.with_buffers(f.buffers, norm) for split, f in self.splits.items()}
+        several = min(min(_scored(f) // len(f.rows), HELD // f.model.layout.dim) for f in splits.values())
+        left = iter(points)
+        while group := list(itertools.islice(left, max(1, several))):
+            if self.policy == "recompute":
+                assert self.statistics is not None
+                group = [(z, recomputed(self.statistics.with_buffers(buffers), z).buffers) for z, buffers in group]
+            found = [_answers(f, group, predict) for f in splits.values()]
+            yield from (dict(zip(splits, own, strict=True)) for own in zip(*found, strict=True))
 
 
 def _ground(splits: dict[str, Objective], statistics: Objective | None, policy: str, seed: int) -> _Ground:
@@ -817,10 +836,11 @@ class _Walk:
         """Of the curves: test before train, error (where the loss classifies) before loss."""
         return list(self.values[0.0])
 
-    def visit(self, a: float) -> None:
-        """Evaluate every curve at a, where that was not done yet."""
-        if a not in self.values:
-            self.take(a, self.path.ground.answers(*self.path.at(a)))
+    def visit(self, *places: float) -> None:
+        """Evaluate every curve at the places, where that was not done yet."""
+        new = [a for a in places if a not in self.values]
+        for a, answers in zip(new, self.path.ground.answers(map(self.path.at, new)), strict=True):
+            self.take(a, answers)
 
     def take(self, a: float, answers: Mapping[str, _Answers]) -> None:
         """Take in what was found at a."""
@@ -942,7 +962,7 @@ def _interval(alpha: np.ndarray, rows: np.ndarray, finite: np.ndarray, seed: int
     alpha, rows = alpha[finite], rows[finite]
     active = rows[:, (rows != rows[0]).any(0)]
     n, m = rows.shape[1], active.shape[1]
-    if np.isin(active, (0.0, 1.0)).all():
+    if ((active == 0) | (active == 1)).all():
         # a row's path of right and wrong as bytes, of which equal ones are found at once
         packed = np.ascontiguousarray(np.packbits(active.astype(bool), axis=0).T)
         _, first, inverse = np.unique(packed.view(f"V{packed.shape[1]}").ravel(), return_index=True, return_inverse=True)  # fmt: skip
@@ -982,7 +1002,8 @@ def _examples(start: np.ndarray, middle: np.ndarray, end: np.ndarray) -> Numbers
         barriers = middle - (start + end) / 2
     finite = barriers[np.isfinite(barriers)]
     n = len(finite)
-    numbers = {f"q{round(100 * q):02d}": float(np.quantile(finite, q)) if n else math.nan for q in QUANTILES}
+    quantiles = np.quantile(finite, QUANTILES) if n else np.full(len(QUANTILES), math.nan)
+    numbers = {f"q{round(100 * q):02d}": float(value) for q, value in zip(QUANTILES, quantiles, strict=True)}
     numbers |= {
         "mean": float(finite.mean()) if n else math.nan,
         "standard_error": float(finite.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan,
@@ -1017,10 +1038,15 @@ def _chance(f: Objective) -> float:
 
 
 def _classes(f: Objective) -> tuple[Tensor, Tensor]:
-    """The classes among the targets and how often each stands there; negative ones are those that torch ignores."""
+    """The classes among the targets and how often each stands there, as `Loss.correct` reads targets; negative ones are those that torch ignores."""
     targets = f.rows.targets
-    classes, counts = torch.unique(targets[targets >= 0], return_counts=True)
-    return classes, counts
+    if f.loss.threshold is not None:
+        targets = (targets > 0.5).long()
+    elif targets.is_floating_point():
+        targets = targets.argmax(1)
+    counts = torch.bincount(targets[targets >= 0])
+    classes = counts.nonzero()[:, 0]
+    return classes, counts[classes]
 
 
 def _failings(

@@ -183,8 +183,10 @@ class Loss:
         if targets.is_floating_point():  # probabilities: the likeliest class is the right one
             targets = targets.argmax(1)
         counted = targets != self.ignored
-        right = (outputs.argmax(1) == targets) & counted
-        return tuple(part.reshape(len(part), -1).float().sum(1) for part in (right, counted))  # type: ignore[return-value]
+        right = (
+            outputs.max(1).indices == targets
+        ) & counted  # as argmax, the first of equal ones; on a CPU in two thirds of its time
+        return tuple(part.float() if part.ndim == 1 else part.flatten(1).float().sum(1) for part in (right, counted))  # type: ignore[return-value]
 
 
 _LOSSES: dict[str, Callable[[], nn.Module]] = {"cross-entropy": nn.CrossEntropyLoss, "mse": nn.MSELoss}
@@ -843,11 +845,22 @@ class Objective:
         losses, weights, right, counted = (torch.cat([chunk[i] for chunk in found]) for i in range(4))
         return losses / weights.mean(), right / counted
 
-    def outputs(self, z: Tensor) -> Tensor:
-        """What the model answers for every row (N, ...) at one point (d,)."""
-        parts = self.model.split(self.lift(self._points(z)))
+    def outputs(self, z: Tensor, buffers: Sequence[Buffers] | None = None) -> Tensor:
+        """What the model answers for every row: (N, ...) at one point (d,), (E, N, ...) at many (E, d), there with the buffers of each, or else the objective's.
+
+        Points are taken one after another: on a CPU a batched product of many small matrices takes half as long again as one product each.
+        """
+        w = self.lift(self._points(z))
+        pieces = self.model.split(w if w.ndim == 2 else w.unsqueeze(0))
+        owns = buffers or [self.buffers] * len(pieces[0])
         with torch.no_grad():
-            return torch.cat([self._forward(parts, rows) for rows in self.rows.chunks(self.chunk)])
+            found = [
+                self._forward(tuple(parts), rows, own)
+                for *parts, own in zip(*(piece.unbind() for piece in pieces), owns, strict=True)
+                for rows in self.rows.chunks(self.chunk)
+            ]
+        answers = found[0] if len(found) == 1 else torch.cat(found)
+        return answers if z.ndim == 1 else answers.view(len(w), -1, *answers.shape[1:])
 
     # -- derivatives ---------------------------------------------------------
 
@@ -983,9 +996,9 @@ class Objective:
             raise UsageError(f"a point has shape ({self.dim},), many (E, {self.dim}); got {tuple(z.shape)}.")
         return z
 
-    def _forward(self, parts: Parts, rows: Rows) -> Tensor:
+    def _forward(self, parts: Parts, rows: Rows, buffers: Buffers | None = None) -> Tensor:
         inputs = _map(rows.inputs, _pixel_by_pixel) if self.channels_last else rows.inputs
-        return self.model.forward(parts, self.buffers, inputs, self.norm)[0]
+        return self.model.forward(parts, self.buffers if buffers is None else buffers, inputs, self.norm)[0]
 
     def _value(self, w: Tensor) -> Value:
         parts = self.model.split(w)

@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from landscape.analysis import styles
+from landscape.analysis import barriers, styles
 from landscape.analysis.barriers import DEFINITIONS, POLICIES, Barrier, End, barrier, decide, hills, recomputed
 from landscape.errors import UsageError
 from landscape.masks import Mask
@@ -220,6 +220,40 @@ def test_chunks_do_not_change_sums(pair, chunk):
     np.testing.assert_array_equal(cut.curves["train error"], whole.curves["train error"])
 
 
+@pytest.mark.parametrize("limits", [{"SCORED": 1}, {"SCORED": 130}, {"HELD": 100}, {"SCORED": 10**6, "HELD": 10**6}])
+def test_how_many_points_are_evaluated_at_once_changes_nothing(pair, monkeypatch, limits):
+    train, test, start, end = pair
+    given = [barrier(train, test, start, end, points=7, refine=2)]
+    for name, value in limits.items():
+        monkeypatch.setattr(barriers, name, value)
+    given.append(barrier(train, test, start, end, points=7, refine=2))
+    for name, curve in given[0].curves.items():
+        np.testing.assert_allclose(given[1].curves[name], curve, rtol=1e-13)
+    for kept in (start, end, draw(len(start), seed=9)):
+        one, several = (list(barriers._ground({"train": train}, None, "none needed", 0).answers(points, True)) for points in ([(kept, {})], [(end, {}), (kept, {}), (start, {})]))  # fmt: skip
+        np.testing.assert_array_equal(one[0]["train"].predicted, several[1]["train"].predicted)
+        np.testing.assert_allclose(one[0]["train"].loss, several[1]["train"].loss, rtol=1e-13)
+
+
+def test_points_are_made_as_they_are_needed(pair):
+    """A path of many points of a large network must not be held whole."""
+    train, _, start, end = pair
+    made = []
+
+    def points():
+        for k in range(20):
+            made.append(k)
+            yield torch.lerp(start, end, k / 20), {}
+
+    ground = barriers._ground({"train": train}, None, "none needed", 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(barriers, "HELD", 3 * len(start))
+        answers = ground.answers(points())
+        next(answers)
+        assert len(made) == 3
+        assert len(list(answers)) == 19
+
+
 def test_a_restriction_to_the_segment_has_the_same_barrier(pair):
     train, test, start, end = pair
     line = segment(start, end)
@@ -267,6 +301,22 @@ def test_chance_is_that_of_the_commonest_class_unless_given():
     always = torch.tensor([0.0, 0, 0, 0, 9, 0])  # weights 0, bias of class 0
     assert barrier(f, None, always, 2 * always).degenerate  # error 25 %, as guessing
     assert not barrier(f, None, always, 2 * always, chance=0.5).degenerate
+
+
+@pytest.mark.parametrize(
+    ("loss", "targets"),
+    [
+        ("cross-entropy", torch.tensor([0, 2, 2, -100, 5, 2])),
+        ("cross-entropy", torch.eye(6, dtype=F64)[[0, 2, 2, 2, 5]]),
+        (nn.BCEWithLogitsLoss(), torch.tensor([[0.0], [1.0], [1.0], [1.0], [0.2]], dtype=F64)),
+    ],
+)
+def test_classes_are_counted_as_answers_are(loss, targets):
+    """Three of five: also of probabilities, of which the largest is the class, and of ones and zeros."""
+    n, out = len(targets), 6 if loss == "cross-entropy" else 1
+    f, _ = objective(nn.Linear(2, out), Rows(draw(n, 2), targets), loss)
+    assert barriers._chance(f) == pytest.approx(0.4)
+    assert barriers.uniform_loss(f) == pytest.approx(math.log(3 if out == 6 else 2))
 
 
 def test_points_that_are_not_finite_are_masked_and_counted():

@@ -196,6 +196,20 @@ def test_the_size_of_the_chunks_changes_only_rounding(name, chunk):
         close(question(f), question(whole), ROUNDING)
 
 
+@every_module
+def test_outputs_of_many_points_are_those_of_each(name):
+    f, z = objective(name, chunk=5)
+    points = torch.stack([z, z + draw(len(z), seed=4), 2 * z])
+    owns = [{key: value * k if value.is_floating_point() else value for key, value in f.buffers.items()} for k in (1, 2, 3)]  # fmt: skip
+    given = f.outputs(points, owns)
+    for k, own in enumerate(owns):
+        assert torch.equal(given[k], f.with_buffers(own).outputs(points[k]))
+    assert torch.equal(f.outputs(points)[2], f.outputs(2 * z))
+    plane = random_subspace(z, 3, generator(0, "plane"))
+    coordinates = draw(2, 3, seed=5)
+    close(f.restrict(plane).outputs(coordinates)[1], f.outputs(plane.lift(coordinates[1])), ROUNDING)
+
+
 @pytest.mark.parametrize("chunk", [1, 7, 32, 50])
 @pytest.mark.parametrize("kind", REGRESSIONS)
 def test_chunks_of_a_regression_give_the_closed_forms(kind, chunk):
