@@ -523,9 +523,8 @@ class _Passes:
                 loss, after = (
                     self._mean_loss(parts, buffers, rows) if z.ndim == 1 else self._vmapped(parts, buffers, rows)
                 )
-                gradient = flat(
-                    torch.autograd.grad(loss.sum(), parts, materialize_grads=True), len(z) if z.ndim == 2 else 0
-                )
+                total = loss if z.ndim == 1 else loss.sum()
+                gradient = flat(torch.autograd.grad(total, parts, materialize_grads=True), 0 if z.ndim == 1 else len(z))
         return loss.detach(), f.project(gradient) if f.mask is None else gradient.mul_(f.mask), after
 
     def values(self, w: Tensor, buffers: Buffers, rows: Rows, step: int, among: Tensor) -> Tensor:

@@ -33,17 +33,17 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_atomic(path: Path, data: bytes | str, *, new: bool = False) -> None:
-    """Replace the file at `path` by `data`, wholly or not at all. OSError (disk full, read-only) leaves the old file as it was.
+def write_atomic(path: Path, *data: bytes | memoryview | str, new: bool = False) -> None:
+    """Replace the file at `path` by `data`, piece after piece, wholly or not at all. OSError (disk full, read-only) leaves the old file as it was.
 
     new: raise FileExistsError where there is a file already, also one that another process has just made.
     """
-    raw = data.encode() if isinstance(data, str) else data
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(raw)
+            for piece in data:
+                file.write(piece.encode() if isinstance(piece, str) else piece)
             file.flush()
             os.fsync(file.fileno())
         if new:

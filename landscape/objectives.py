@@ -75,6 +75,11 @@ class Rows:
 
     def take(self, index: Tensor | slice | int) -> Rows:
         """The rows at `index`; an index (E, n) gives each of E members rows of its own, (E, n, ...), and of these the number e takes member e's."""
+        if isinstance(index, Tensor) and index.ndim == 1 and index.dtype == torch.long:
+            # whole rows: half the time of an index that might be of anything
+            return Rows(
+                _map(self.inputs, lambda tensor: tensor.index_select(0, index)), self.targets.index_select(0, index)
+            )
         return Rows(_map(self.inputs, lambda tensor: tensor[index]), self.targets[index])
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Rows:
@@ -460,22 +465,26 @@ class Network:
         return found
 
     @cached_property
-    def _cuts(self) -> tuple[list[int], list[tuple[int, ...]]]:
-        """Sizes and shapes of the parameters."""
+    def _cuts(self) -> tuple[tuple[str, ...], list[int], list[tuple[int, ...]]]:
+        """Names, sizes and shapes of the parameters."""
         entries = self.layout.of("parameter")
-        return [entry.size for entry in entries], [entry.shape for entry in entries]
+        return (
+            tuple(entry.name for entry in entries),
+            [entry.size for entry in entries],
+            [entry.shape for entry in entries],
+        )
 
     def split(self, w: Tensor) -> Parts:
         """See Predictor."""
-        sizes, shapes = self._cuts
-        pieces = torch.split(w, sizes, dim=-1)
-        return tuple(piece.view((*w.shape[:-1], *shape)) for piece, shape in zip(pieces, shapes, strict=True))
+        _, sizes, shapes = self._cuts
+        lead, pieces = w.shape[:-1], w.split_with_sizes(sizes, -1)
+        return tuple(
+            piece if len(shape) == 1 else piece.view(lead + shape) for piece, shape in zip(pieces, shapes, strict=True)
+        )
 
     def forward(self, parts: Parts, buffers: Buffers, inputs: Inputs, mode: str = "eval") -> tuple[Tensor, Buffers]:
         """See Predictor."""
-        state: dict[str, Tensor] = {
-            entry.name: part for entry, part in zip(self.layout.of("parameter"), parts, strict=True)
-        }
+        state: dict[str, Tensor] = dict(zip(self._cuts[0], parts, strict=True))
         # cloned, since a module may write to its buffers in any mode, and a pure function must not remember
         buffers = {name: value.clone() for name, value in buffers.items()}
         state.update(self.frozen)

@@ -30,6 +30,7 @@ import subprocess
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -354,13 +355,18 @@ def now() -> str:
 
 def environment() -> dict[str, Any]:
     """What the numbers may depend on outside the options: versions, git commit of the working folder, machine."""
+    return {"versions": dict(_versions()), "git": _git(), "machine": f"{platform.system()} {platform.machine()}"}
+
+
+@cache
+def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for name in ("landscape-geometry", "torch", "numpy", "scipy", "safetensors"):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "not installed"
-    return {"versions": versions, "git": _git(), "machine": f"{platform.system()} {platform.machine()}"}
+    return versions
 
 
 def _git() -> str | None:

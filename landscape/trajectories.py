@@ -24,6 +24,7 @@ import json
 import math
 import os
 import struct
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from safetensors.numpy import save
 
 from landscape import files
 from landscape.errors import LandscapeError, UnsafeInputError, UsageError, unknown
@@ -44,6 +44,8 @@ CENTRINGS: tuple[Centring, ...] = ("centred", "uncentred", "increments")
 SEGMENT_BYTES = 64 * 2**20
 # columns are streamed in blocks of about this much float64
 BLOCK_BYTES = 128 * 2**20
+# nanoseconds in which two writes may leave one modification time: the coarsest clock of Linux ticks 100 times a second
+TICK = 20_000_000
 # names shown where none matches: a network has hundreds
 SHOWN = 8
 
@@ -211,23 +213,43 @@ class TrajectoryWriter:
             return
         rows = self._pending
         self._settled = False
-        data = save(
-            {
-                "points": np.stack([row.point for row in rows]),
-                "buffers": np.stack([row.buffers for row in rows]).astype(np.float64),
-                "steps": np.array([row.step for row in rows], dtype=np.int64),
-                "losses": np.array([row.loss for row in rows], dtype=np.float64),
-                "rates": np.array([row.rate for row in rows], dtype=np.float64),
-            }
-        )
-        name = f"segment-{self._segments:06d}.safetensors"
-        files.write_atomic(self.folder / name, data)
-        segment = _Segment(name, len(rows), rows[0].step, rows[-1].step, zlib.crc32(data))
+        name, pieces = f"segment-{self._segments:06d}.safetensors", _pieces(rows)
+        files.write_atomic(self.folder / name, *pieces)
+        crc = 0
+        for piece in pieces:
+            crc = zlib.crc32(piece, crc)
+        segment = _Segment(name, len(rows), rows[0].step, rows[-1].step, crc)
         files.append_line(self.folder / "manifest.jsonl", {**dataclasses.asdict(segment), "check": segment.check})
         self._segments += 1
         self.last_step = rows[-1].step
         self._pending = []
         self._settled = True
+
+
+def _pieces(rows: Sequence[Row]) -> list[memoryview]:
+    """A safetensors file of the rows, to be written piece after piece: 64 MiB of points are neither stacked nor serialised first."""
+    kept = {
+        "steps": ("I64", [np.array([row.step for row in rows], dtype="<i8")]),
+        "losses": ("F64", [np.array([row.loss for row in rows], dtype="<f8")]),
+        "rates": ("F64", [np.array([row.rate for row in rows], dtype="<f8")]),
+        "buffers": ("F64", [np.asarray(row.buffers, dtype="<f8") for row in rows]),
+    }
+    dtype = np.result_type(*(row.point for row in rows)).newbyteorder("<")
+    named = {np.dtype(known): name for name, known in _DTYPES.items()}
+    kept["points"] = (
+        named[dtype],
+        [np.asarray(row.point, dtype=dtype) for row in rows],
+    )  # last: what is longer lies aligned
+    header, place = {}, 0
+    for name, (kind, arrays) in kept.items():
+        size = sum(array.nbytes for array in arrays)
+        shape = [len(rows), *(arrays[0].shape if name in ("buffers", "points") else ())]
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [place, place + size]}
+        place += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    bodies = [array for _, arrays in kept.values() for array in arrays if array.size]
+    return [memoryview(struct.pack("<Q", len(text)) + text), *(np.ascontiguousarray(body).view(np.uint8).data for body in bodies)]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -340,7 +362,7 @@ class Trajectory:
     @cached_property
     def dtype(self) -> np.dtype[Any]:
         """Of the stored points."""
-        return self._header(0)[0]["points"][0] if self.segments else np.dtype(np.float32)
+        return self._header(0)["points"][0] if self.segments else np.dtype(np.float32)
 
     def index(self, step: int) -> int:
         """The row of a recorded step. Raises UsageError naming the nearest ones where it was not recorded."""
@@ -476,40 +498,21 @@ class Trajectory:
     # -- bytes ----------------------------------------------------------------
 
     @cached_property
-    def _headers(self) -> dict[int, tuple[dict[str, tuple[np.dtype[Any], tuple[int, ...], int]], int]]:
+    def _headers(self) -> dict[int, _Tensors]:
         return {}
 
-    def _header(self, number: int) -> tuple[dict[str, tuple[np.dtype[Any], tuple[int, ...], int]], int]:
-        """(dtype, shape, position in the file) of every tensor of a segment; the first call verifies the checksum of the whole file."""
-        if number in self._headers:
-            return self._headers[number]
-        segment = self.segments[number]
-        path = self.folder / segment.file
-        try:
-            crc = 0
-            with open(path, "rb") as file:
-                while chunk := file.read(1 << 22):
-                    crc = zlib.crc32(chunk, crc)
-                if crc != segment.crc32:
-                    raise UnsafeInputError(
-                        f"{path} is damaged: its checksum is {crc}, the manifest says {segment.crc32}. Restore the file from a copy."
-                    )
-                file.seek(0)
-                (length,) = struct.unpack("<Q", file.read(8))
-                header = json.loads(file.read(length))
-        except FileNotFoundError:
-            raise UnsafeInputError(
-                f"{path} is missing, though the manifest names it. Restore the file from a copy."
-            ) from None
-        found = {
-            name: (np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
-        shapes = {"points": (segment.rows, self.dim), "buffers": (segment.rows, self.layout.buffer_size)}
-        if any(found[name][1] != shape for name, shape in shapes.items()):
-            raise UnsafeInputError(f"{path} does not fit the layout.json beside it. Restore the folder from a copy.")
-        self._headers[number] = found, length
+    def _header(self, number: int) -> _Tensors:
+        """Where every tensor of a segment lies; the first call verifies the checksum of the whole file."""
+        if number not in self._headers:
+            segment = self.segments[number]
+            path = self.folder / segment.file
+            found = _verified(path, segment)
+            shapes = {"points": (segment.rows, self.dim), "buffers": (segment.rows, self.layout.buffer_size)}
+            if any(found[name][1] != shape for name, shape in shapes.items()):
+                raise UnsafeInputError(
+                    f"{path} does not fit the layout.json beside it. Restore the folder from a copy."
+                )
+            self._headers[number] = found
         return self._headers[number]
 
     def _gather(self, places: np.ndarray, columns: slice) -> np.ndarray:
@@ -529,7 +532,7 @@ class Trajectory:
         self, number: int, name: str, start: int, stop: int, first: int = 0, last: int | None = None
     ) -> np.ndarray:
         """Rows start..stop of a tensor of a segment, and of each row only the columns first..last."""
-        dtype, shape, position = self._header(number)[0][name]
+        dtype, shape, position = self._header(number)[name]
         width = shape[1] if len(shape) == 2 else 1
         last = width if last is None else last
         out = np.empty((stop - start, last - first), dtype=dtype)
@@ -546,6 +549,43 @@ class Trajectory:
 
 
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8"}
+_Tensors = dict[str, tuple[np.dtype[Any], tuple[int, ...], int]]  # of a segment: dtype, shape, position in the file
+_known: dict[
+    tuple[str, _Segment, tuple[int, ...]], _Tensors
+] = {}  # files that this process has verified, as they were then
+
+
+def _verified(path: Path, segment: _Segment) -> _Tensors:
+    """The tensors of a segment, once its checksum has been found right: read in whole once a process, as long as nothing has written to it."""
+    try:
+        with open(path, "rb") as file:
+            about = os.fstat(file.fileno())
+            key = str(path.absolute()), segment, (about.st_ino, about.st_size, about.st_mtime_ns)
+            if key in _known:
+                return _known[key]
+            crc = 0
+            while chunk := file.read(1 << 22):
+                crc = zlib.crc32(chunk, crc)
+            if crc != segment.crc32:
+                raise UnsafeInputError(
+                    f"{path} is damaged: its checksum is {crc}, the manifest says {segment.crc32}. Restore the file from a copy."
+                )
+            file.seek(0)
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+    except FileNotFoundError:
+        raise UnsafeInputError(
+            f"{path} is missing, though the manifest names it. Restore the file from a copy."
+        ) from None
+    found = {
+        name: (np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+    # a file as young as the clock's tick may yet change within it, and would look the same
+    if time.time_ns() - about.st_mtime_ns > TICK:
+        _known[key] = found
+    return found
 
 
 def _fill(handle: int, out: np.ndarray, position: int) -> None:
