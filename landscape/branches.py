@@ -254,7 +254,7 @@ def _together(
         writers = [TrajectoryWriter(own.trajectory_path, f.model.layout) for own in owns]
         first, every = group[0].step, max(1, recipe.steps // EVALUATIONS)
         try:
-            for state in descend(restricted, start, recipe, [branch.noise for branch in group], order):
+            for state in descend(restricted, start, recipe, [branch.noise for branch in group], order, lend=True):
                 for member, (branch, own) in enumerate(zip(group, owns, strict=True)):
                     if state.step in (first, recipe.steps, *branch.keep):
                         writers[member].append(row_of(state, restricted, member))

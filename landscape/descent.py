@@ -201,18 +201,22 @@ def descend(
     recipe: Recipe,
     seed: int | Sequence[int],
     order: int | Sequence[int] | None = None,
+    *,
+    lend: bool = False,
 ) -> Iterator[State]:
     """Yield the states 0, 1, ..., recipe.steps of descent on f from `start`, (d,) or (E, d).
 
     seed: names the order of the rows, their augmentation and dropout. One seed gives every member of an ensemble the same batches (fastest); a sequence of E
     seeds gives each member those of its own seed, so that member e is the run that seed e would make alone.
     order: names the order of the rows alone, where it is not to be that of `seed`; one number, or one a member, as seeds are.
+    lend: a state's gradient is lent until the next state is asked for, which may take its memory: a step of a small network is then up to a tenth faster. All else
+    of a state stays a value, and the numbers are the same to the bit.
 
     Raises UsageError where shapes, batch size or augmentation do not fit the objective, or a solver's matrices would not fit.
     """
     begin, point, seeds = _begin(f, start, seed)
     since = begin.since if begin.moments else begin.step
-    rule = _Rule(f, recipe, seeds, point.shape[:-1], begin.scale, since, _like(seeds, order))
+    rule = _Rule(f, recipe, seeds, point.shape[:-1], begin.scale, since, _like(seeds, order), lend)
     moments, buffers = begin.moments or rule.fresh(point), rule.buffers(begin.buffers)
     rule.enter(point, moments)
     for step in range(begin.step, recipe.steps + 1):
@@ -342,6 +346,7 @@ class _Rule:
         scale: Tensor | float | None,
         since: int = 0,  # the step at which the moments were fresh
         order: int | list[int] | None = None,
+        lend: bool = False,  # whether a move may write to the gradient of the state before it
     ) -> None:
         n = recipe.batch_size or len(f.rows)
         if n > len(f.rows):
@@ -352,6 +357,7 @@ class _Rule:
         if recipe.optimizer in solvers.SOLVERS:
             solvers.check(f.dim, math.prod(members), f.dtype, recipe)
         self._f, self._recipe, self._members, self._since = f, recipe, tuple(members), since
+        self._lend = lend
         assert not isinstance(scale, float)
         self._scale = scale
         self._order = _Order(len(f.rows), n, seed if order is None else order, f.device)
@@ -423,7 +429,10 @@ class _Rule:
         if recipe.weight_decay:
             gradient = torch.add(gradient, point, alpha=recipe.weight_decay)
         if recipe.optimizer == "sgd":
-            velocity = torch.add(gradient, state.moments[0], alpha=recipe.momentum) if recipe.momentum else gradient
+            ours = self._lend or gradient is not state.gradient  # memory that the velocity may take, while it is warm
+            velocity = gradient
+            if recipe.momentum:
+                velocity = torch.add(gradient, state.moments[0], alpha=recipe.momentum, out=gradient if ours else None)
             return torch.add(point, self._scaled(velocity), alpha=-rate), (velocity,)
         first, second = state.moments
         beta1, beta2 = recipe.betas

@@ -141,7 +141,7 @@ def record(
 
         try:
             seeds = seed if noise is None else noise
-            made = descent(f, begin, recipe, seeds) if descent else descend(f, begin, recipe, seeds, order)
+            made = descent(f, begin, recipe, seeds) if descent else descend(f, begin, recipe, seeds, order, lend=True)
             for state in made:
                 full = is_kept(state.step) and writer.append(row_of(state, f))
                 if state.step in states:
@@ -363,7 +363,7 @@ class Within:
     def descent(self, f: Objective, start: Start, recipe: Recipe, seed: int) -> Iterator[State]:
         """What makes the states."""
         if not self.redraw:
-            return descend(f, start, recipe, seed)
+            return descend(f, start, recipe, seed, lend=True)
 
         def another(k: int, origin: Tensor) -> Subspace:
             assert self.family.dim is not None

@@ -446,7 +446,7 @@ class _Sweep:
     def _scored(self, g: Objective, start: Start, recipe: Recipe, scores: _Scores) -> Iterator[State]:
         """The states of a descent; where one is evaluated, `scores` has it before it is given away."""
         started = time.monotonic()
-        for state in descend(g, start, recipe, self._plan.root):
+        for state in descend(g, start, recipe, self._plan.root, lend=True):
             if self._is_evaluated(state.step, recipe):
                 w = g.lift(state.point)
                 train, test = (f.value(w, state.buffers) for f in (self._f, self._test))

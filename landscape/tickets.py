@@ -557,7 +557,7 @@ class _Climber:
             )
         fresh = self._initial(seed + plan.control) if "reinit" in plan.ablations else None
         beside: dict[Recipe, list[Branch]] = {self._recipe: found}
-        for level in levels(self._run)[1:]:
+        for level in levels(self._run)[1:] if plan.ablations else ():
             noise = int(level.run.options["noise"])
             for kind in plan.ablations:
                 if kind == "reinit":

@@ -466,6 +466,35 @@ def test_states_are_values(name, recipe):
     assert not any(state.point.requires_grad or state.loss.requires_grad for state in kept)
 
 
+@BOTH
+@pytest.mark.parametrize("ensemble", [False, True])
+@pytest.mark.parametrize("more", [{}, {"clip": 0.1}, {"weight_decay": 0.1}, {"momentum": 0.0}])
+def test_lent_gradients_change_no_number(recipe, ensemble, more):
+    """All but the gradient stays a value, and that is right until the next state is asked for."""
+    f, start = objective("mlp")
+    mask = torch.rand(f.dim, generator=generator(0, "mask")) < 0.5
+    begin = torch.stack([start, 2 * start]) if ensemble else start
+    recipe = dataclasses.replace(recipe, steps=6, **({} if recipe.optimizer == "adam" and "momentum" in more else more))
+    for g in (f, f.restrict(subspaces.axes(mask, start.dtype))):
+        z, lent = g.project(begin), []
+        whole = run(g, z, recipe, 3)
+        for state, kept in zip(descend(g, z, recipe, 3, lend=True), whole, strict=True):
+            assert torch.equal(state.gradient, kept.gradient)
+            lent.append(state)
+        for state, kept in zip(lent, whole, strict=True):
+            same(dataclasses.replace(state, gradient=kept.gradient), kept)
+
+
+def test_gradients_are_kept_unless_they_are_lent():
+    f, start = objective("mlp")
+    recipe = Recipe(steps=2, lr=0.1)  # without decay, or the gradient that moves is another
+    kept = run(f, start, recipe)
+    for state in kept:
+        close(state.gradient, f.gradient(state.point), ROUNDING)
+    lent = list(descend(f, start, recipe, 0, lend=True))
+    assert torch.equal(lent[1].gradient, kept[2].moments[0])  # its memory was taken
+
+
 def test_batch_norm_statistics_move_by_torchs_momentum_and_the_objectives_stay():
     f, start = objective("batchnorm")
     before = {name: value.clone() for name, value in f.buffers.items()}

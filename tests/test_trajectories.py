@@ -25,6 +25,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from safetensors.numpy import load_file
 from sklearn.decomposition import PCA
 
 from landscape import files, trajectories
@@ -440,6 +441,48 @@ def test_every_flipped_bit_of_a_segment_is_found(tmp_path: Path, part: str) -> N
             Trajectory.open(tmp_path).points(4, 5)
         path.write_bytes(sound)
     read_everything(tmp_path)
+
+
+def test_a_segment_is_verified_once_and_again_when_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by another reader; a file that might still change within the clock's tick is not taken for known."""
+    write(tmp_path, 50, 9)
+    path = tmp_path / "segment-000001.safetensors"
+    summed: list[int] = []
+    crc32 = trajectories.zlib.crc32
+    monkeypatch.setattr(trajectories, "TICK", 10**15)
+    monkeypatch.setattr(trajectories.zlib, "crc32", lambda data, *more: summed.append(len(data)) or crc32(data, *more))
+    size = path.stat().st_size
+
+    def reads() -> int:
+        summed.clear()
+        Trajectory.open(tmp_path).points(4, 5)
+        return summed.count(size)
+
+    assert [reads(), reads()] == [2, 2]  # of three of one length: the first, which tells the dtype, and that of the row
+    monkeypatch.setattr(trajectories, "TICK", 0)
+    time.sleep(0.05)
+    assert [reads(), reads()] == [2, 0]
+    flip(path, 8 * size - 3)
+    with pytest.raises(UnsafeInputError, match="checksum"):
+        reads()
+    flip(path, 8 * size - 3)
+    time.sleep(0.05)
+    assert [reads(), reads()] == [1, 0]
+
+
+@pytest.mark.parametrize("buffers", [0, 3])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_another_library_reads_a_segment(tmp_path: Path, dtype: str, buffers: int) -> None:
+    written = write(tmp_path, 7, 5, buffers=buffers, dtype=dtype)[3:]
+    path = tmp_path / "segment-000001.safetensors"
+    found = load_file(path)
+    assert found["points"].dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(found["points"], [row.point for row in written])
+    np.testing.assert_array_equal(found["buffers"], np.array([row.buffers for row in written]).reshape(2, buffers))
+    assert found["steps"].tolist() == [row.step for row in written]
+    assert (found["losses"].tolist(), found["rates"].tolist()) == ([r.loss for r in written], [r.rate for r in written])
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    assert length % 8 == 0  # so that what is read as it lies is aligned
 
 
 @pytest.mark.parametrize("name", ["manifest.jsonl", "layout.json"])
