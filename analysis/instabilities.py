@@ -680,6 +680,8 @@ def _warnings(answer: Instability) -> Iterator[str]:
         """The states of a kind."""
         return "; ".join(answer.named(state) for state in answer.states if state.stable == stable)
 
+    if answer.headline.endswith("loss") and answer.threshold == STABLE:
+        yield f"The threshold {answer.threshold:g} is in units of the loss ({answer.headline}); its default is two points of error: give --threshold."
     if words := named("degenerate"):
         yield f"degenerate: {words}. Children are at chance, not finite, or one point: a small barrier between them shows nothing, and the state is not counted as stable. Where they know nothing, train with a smaller --lr, or with --warmup."
     if words := named("undecided"):

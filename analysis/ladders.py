@@ -386,10 +386,12 @@ def ladder(
     replicates: Sequence[tuple[Tensor, Buffers]] = (),
     ablations: Mapping[str, Mapping[int, tuple[Tensor, Buffers]]] | None = None,
     fixed_rate: float | None = None,
+    one_start: bool = False,
 ) -> Ladder:
     """Levels 0, 1, ... of iterative pruning: solutions (D,) with their buffers, their masks, and what pruning did (`tickets.Level.facts`).
 
     among: the mask of what may be pruned. replicates: dense solutions besides level 0. ablations: by kind, then level. fixed_rate: where every level had the same.
+    one_start: whether level 0 and its replicates began with the same weights.
     """
     classifies = test.loss.classifies
 
@@ -422,6 +424,10 @@ def ladder(
     if not len(others):
         warnings.append(
             "No dense replicates: whether a level matches the dense network is not decided. Give --replicates 3."
+        )
+    elif one_start:
+        warnings.append(
+            "All dense trainings start from the same weights: their spread, by which levels are judged, is that of SGD noise alone. Let the task make other weights for another seed."
         )
     elif len(others) < 3 and math.isfinite(eps):
         warnings.append(

@@ -79,13 +79,12 @@ def a(rounds: int) -> None:
         recipe, levels = Recipe(steps=steps, lr=0.01, batch_size=128), 3
 
         def climb() -> None:
-            with tempfile.TemporaryDirectory() as folder:
-                own = begun(folder, "imp", name)
-                plan = tickets.Plan(levels=levels - 1, rewind=0)
-                own.update(grid={"levels": levels - 1, "replicates": 0, "ablations": []})
-                made = tickets.climb(own, task, plan, recipe, seed=0, every=max(1, steps // 20), evaluations=1, device=CPU, dtype=torch.float32)  # fmt: skip
-                for _ in made:
-                    pass
+            own = begun(tempfile.mkdtemp(dir=folder), "imp", name)
+            plan = tickets.Plan(levels=levels - 1, rewind=0)
+            own.update(grid={"levels": levels - 1, "replicates": 0, "ablations": []})
+            made = tickets.climb(own, task, plan, recipe, seed=0, every=max(1, steps // 20), evaluations=1, device=CPU, dtype=torch.float32)  # fmt: skip
+            for _ in made:
+                pass
 
         module = task.make(0)
 
@@ -95,12 +94,8 @@ def a(rounds: int) -> None:
                 plain_loop(module, task.data.train, steps, 128)
                 evaluate(module, task)
 
-        compare(
-            f"(a) level of imp, {name}: ours | dense, plain loop",
-            climb,
-            plain,
-            rounds, levels, "level", "at most 1.1",
-        )  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder:  # runs are not removed within the time of a level
+            compare(f"(a) level of imp, {name}: ours | dense, plain loop", climb, plain, rounds, levels, "level", "at most 1.1")  # fmt: skip
 
 
 def b(rounds: int) -> None:

@@ -169,6 +169,7 @@ def imp(
                 for kind, owns in ablated.items()
             },
             fixed_rate=None if plan.variant == "adaptive" else plan.rate,
+            one_start=len({own.trajectory().checksum(0) for own in (rungs[0].run, *dense)}) == 1,
         )
         about = describe(run, found, **_fields(plan), seed=common.seed)
         return dataclasses.replace(result, provenance={**result.provenance, **about})

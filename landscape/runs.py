@@ -355,7 +355,11 @@ def now() -> str:
 
 def environment() -> dict[str, Any]:
     """What the numbers may depend on outside the options: versions, git commit of the working folder, machine."""
-    return {"versions": dict(_versions()), "git": _git(), "machine": f"{platform.system()} {platform.machine()}"}
+    return {
+        "versions": dict(_versions()),
+        "git": _git(Path.cwd()),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
 
 
 @cache
@@ -369,7 +373,9 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _git() -> str | None:
+@cache
+def _git(folder: Path) -> str | None:
+    """As first asked: what was loaded is of then."""
     try:
         asked = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
@@ -377,6 +383,7 @@ def _git() -> str | None:
             text=True,
             timeout=5,
             check=True,
+            cwd=folder,
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -107,6 +107,9 @@ def test_loss_barrier_of_a_saddle_is_k_over_8() -> None:
         [0, 0, 1],
         [1, 2, 2],
     )
+    assert not any("units of the loss" in words for words in found.warnings)
+    silent = instability(saddle, None, [Siblings(0, 0, torch.zeros(2, dtype=F64), ends, [{}] * 3)], steps=T)
+    assert any("0.02 is in units of the loss (train loss)" in words for words in silent.warnings)
 
 
 def test_states_join_replicates_and_pairs() -> None:

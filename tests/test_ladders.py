@@ -137,6 +137,15 @@ def test_matching_is_unknown_without_replicates(problem, made):
     assert any("No dense replicates" in warning for warning in found.warnings) and "unknown" in found.summary()
 
 
+def test_dense_trainings_of_one_start_are_told(problem, made):
+    _, f, test, _ = problem
+    _, points, _, among, mask = made
+    facts = [{"survivors": n, "rate": 0.0, "threshold": None} for n in (among.size, (mask & among).size)]
+    masks = [Mask.full(f.model.layout), mask]
+    one, other = (ladder(f, test, points, [{}, {}], masks, facts, among=among, replicates=[(points[0], {})], one_start=same) for same in (True, False))  # fmt: skip
+    assert [any("start from the same weights" in words for words in found.warnings) for found in (one, other)] == [True, False]  # fmt: skip
+
+
 def test_a_level_at_chance_is_said(problem, made):
     _, f, test, w = problem
     _, points, _, among, mask = made
