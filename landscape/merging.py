@@ -30,7 +30,6 @@ Sources: Zhang, Zhang, Luo, Xu 2021, figure 5 (similarity, merge rule, protocol)
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import math
@@ -47,7 +46,7 @@ from torch import Tensor, nn
 from landscape import units
 from landscape.errors import LandscapeError, UsageError
 from landscape.objectives import Objective, Rows, called
-from landscape.units import Layer, _declare, _owner, _replace, _write_sizes, whole_module
+from landscape.units import Layer, whole_module, with_units
 
 Linkage = Literal["complete", "components"]
 Convolution = nn.modules.conv._ConvNd
@@ -491,12 +490,7 @@ def _reach(own: Neurons, errors: Tensor) -> Tensor:
 
 def _chosen(module: nn.Module, layer: Layer, kept: list[int], outputs: Tensor) -> nn.Module:
     """A copy of the module with the units `kept` of a layer alone, which have these output weights (units, k)."""
-    narrow, source = copy.deepcopy(module), torch.tensor(kept)
-    for part in (*layer.copies, *layer.scaled):
-        _replace(narrow, part, source, None)
-    for name in {_owner(part.name) for part in (*layer.copies, *layer.scaled)}:
-        _declare(narrow, name)
-    _write_sizes(narrow, {(call, axis): (extent, extent // layer.size * len(kept)) for call, axis, extent in layer.sizes if len(kept) != layer.size})  # fmt: skip
+    narrow = with_units(module, {layer: torch.tensor(kept)})
     state, place = _state(narrow), 0
     with torch.no_grad():
         for part in layer.scaled:

@@ -212,29 +212,37 @@ def resized(module: nn.Module, sizes: Mapping[Layer, int]) -> nn.Module:
     replaced as they are passed.
     Raises UsageError for a layer that refuses, and for one that gets smaller or shares an axis with another (widen these one after the other).
     """
-    module = getattr(module, "_orig_mod", module)
-    wide = copy.deepcopy(module).eval()
-    changes: dict[tuple[int, int], tuple[int, int]] = {}
+    sources, weights = {}, {}
     for layer, size in sizes.items():
         layer.checked()
         if size < layer.size:
             raise UsageError(f"layer {layer.name} has {layer.size} units and cannot be widened to {size}.")
-        source = torch.arange(size).clamp_max(layer.size - 1)
-        unread = (torch.arange(size) < layer.size).to(torch.float64)
+        sources[layer] = torch.arange(size).clamp_max(layer.size - 1)
+        weights[layer] = (torch.arange(size) < layer.size).to(torch.float64)
+    return with_units(getattr(module, "_orig_mod", module), sources, weights).eval()
+
+
+def with_units(
+    module: nn.Module, units: Mapping[Layer, Tensor], weights: Mapping[Layer, Tensor] | None = None
+) -> nn.Module:
+    """A copy of a module whose layers have copies of their own units at these places (m,), what each gives times its weight (m,), by default 1.
+
+    Raises UsageError where a layer is of another module, and for layers that share an axis.
+    """
+    made = copy.deepcopy(module)
+    changes: dict[tuple[int, int], tuple[int, int]] = {}
+    for layer, source in units.items():
         for part in layer.copies:
-            _replace(wide, part, source, None)
+            _replace(made, part, source, None)
         for part in layer.scaled:
-            _replace(wide, part, source, unread)
-        changes |= {
-            (call, axis): (extent, extent // layer.size * size)
-            for call, axis, extent in layer.sizes
-            if size != layer.size
-        }
-    for layer in sizes:
+            _replace(made, part, source, None if weights is None else weights[layer])
+        sizes = {(call, axis): (extent, extent // layer.size * len(source)) for call, axis, extent in layer.sizes}
+        changes |= {place: change for place, change in sizes.items() if len(source) != layer.size}
+    for layer in units:
         for name in {_owner(part.name) for part in (*layer.copies, *layer.scaled)}:
-            _declare(wide, name)
-    _write_sizes(wide, changes)
-    return wide
+            _declare(made, name)
+    _write_sizes(made, changes)
+    return made
 
 
 def _replace(module: nn.Module, part: Slice, source: Tensor, columns: Tensor | None) -> None:

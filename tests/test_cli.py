@@ -546,8 +546,8 @@ def test_an_interrupt_is_exit_130_and_the_same_command_goes_on(
     descend = recordings.descend
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts with & ignore it
 
-    def interrupted(*args: Any) -> Iterator[Any]:
-        for given in descend(*args):
+    def interrupted(*args: Any, **options: Any) -> Iterator[Any]:
+        for given in descend(*args, **options):
             if given.step == 12:
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(5)  # the interrupt comes here
