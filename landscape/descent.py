@@ -32,9 +32,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from landscape import solvers
+from landscape import captures, solvers
+from landscape.captures import TOLERANCE, Captured
 from landscape.errors import UsageError, unknown
-from landscape.objectives import Buffers, Inputs, Objective, Parts, Rows, flat, leaves
+from landscape.objectives import Buffers, Inputs, Objective, Parts, Rows, flat, leaves, mapped, tensors_of
 from landscape.seeds import generator, global_stream
 from landscape.subspaces import Subspace
 
@@ -44,6 +45,7 @@ AUGMENTATIONS = ("shift", "batch-shift", "flip")
 # of the length of the parameters, that a member of an ensemble holds at once: point, tensors, their gradients, and what is between them, generously
 VECTORS = 16
 FEW = 64  # rows that tell what a pass keeps: enough for what each row takes to outweigh what all share
+CAPTURED = 50  # steps from which on passes are recorded on a GPU: a recording takes about six of them
 SHIFT = 4  # pixels; He et al. 2016, section 4.2: random crop from the image padded by 4
 
 
@@ -254,7 +256,9 @@ def redrawn(
             origin = moments[0] if goes_on else point
             chart = draw(number, origin)
             first = rule is None and begin.buffers is None
-            rule = _Rule(f.restrict(chart), recipe, seeds, point.shape[:-1], begin.scale, since=step - done)
+            rule = _Rule(
+                f.restrict(chart), recipe, seeds, point.shape[:-1], begin.scale, step - done, capture=every >= CAPTURED
+            )
             z = moments[1] if goes_on else point.new_zeros(*point.shape[:-1], chart.dim)
             held = moments[2:] if goes_on else solvers.carried(rule.fresh(z), moments, recipe)
             buffers = rule.buffers(None) if first else buffers
@@ -347,6 +351,7 @@ class _Rule:
         since: int = 0,  # the step at which the moments were fresh
         order: int | list[int] | None = None,
         lend: bool = False,  # whether a move may write to the gradient of the state before it
+        capture: bool = True,  # whether passes may be recorded, since there will be many
     ) -> None:
         n = recipe.batch_size or len(f.rows)
         if n > len(f.rows):
@@ -361,7 +366,7 @@ class _Rule:
         assert not isinstance(scale, float)
         self._scale = scale
         self._order = _Order(len(f.rows), n, seed if order is None else order, f.device)
-        self._passes = _Passes(f, recipe, seed)
+        self._passes = _Passes(f, recipe, seed, capture)
         self._batch: _Batch | None = None
 
     def enter(self, point: Tensor, moments: tuple[Tensor, ...]) -> None:
@@ -503,12 +508,17 @@ def _augment(images: Tensor, names: Mapping[str, int], seed: int, step: int) -> 
 class _Passes:
     """Loss and gradient of a mini-batch in train mode: BatchNorm by batch statistics, dropout on, bf16 where asked. The objective has none of this."""
 
-    def __init__(self, f: Objective, recipe: Recipe, seed: int | list[int]) -> None:
+    def __init__(self, f: Objective, recipe: Recipe, seed: int | list[int], capture: bool = True) -> None:
         self.f, self.recipe, self._seed = f, recipe, seed
         self.inside = False  # whether coordinates are the parameters themselves, zeros and all
         if recipe.precision == "bf16" and f.device.type != "cuda":
             raise UsageError(f"bf16 autocast is for CUDA; the device is {f.device.type}. Use precision full.")
         self._own = not isinstance(seed, int)
+        self._captured: Captured | None = None
+        model = f.model
+        drawn = model.stochastic or model.recurrent or not self._lockstep
+        if capture and captures.possible(f.device) and recipe.steps >= CAPTURED and not drawn:
+            self._captured = self._capturing(f.rows, tuple(f.buffers))
 
     @property
     def repeats(self) -> bool:
@@ -527,14 +537,36 @@ class _Passes:
         with self._context(step):
             if z.ndim == 2 and not self._lockstep:
                 return self._loop(w, buffers, rows, step)
-            parts = leaves(f.model, w)
-            with torch.enable_grad():
-                loss, after = (
-                    self._mean_loss(parts, buffers, rows) if z.ndim == 1 else self._vmapped(parts, buffers, rows)
-                )
-                total = loss if z.ndim == 1 else loss.sum()
-                gradient = flat(torch.autograd.grad(total, parts, materialize_grads=True), 0 if z.ndim == 1 else len(z))
-        return loss.detach(), f.project(gradient) if f.mask is None else gradient.mul_(f.mask), after
+            if self._captured is None:
+                loss, gradient, after = self._slopes(w, buffers, rows)
+            else:
+                data = [*tensors_of(rows.inputs), rows.targets]
+                loss, gradient, *held = self._captured([w, *data, *(buffers[name] for name in f.buffers)])
+                after = dict(zip(f.buffers, held, strict=True))
+        return loss, gradient if f.mask is not None else f.project(gradient), after
+
+    def _slopes(self, w: Tensor, buffers: Buffers, rows: Rows) -> tuple[Tensor, Tensor, Buffers]:
+        """Loss, gradient by the parameters w (D,) or (E, D), masked where a mask alone restricts, and the buffers after the pass."""
+        f, single = self.f, w.ndim == 1
+        parts = leaves(f.model, w)
+        with torch.enable_grad():
+            loss, after = self._mean_loss(parts, buffers, rows) if single else self._vmapped(parts, buffers, rows)
+            found = torch.autograd.grad(loss if single else loss.sum(), parts, materialize_grads=True)
+        gradient = flat(found, 0 if single else len(w))
+        return loss.detach(), gradient if f.mask is None else gradient.mul_(f.mask), after
+
+    def _capturing(self, like: Rows, names: Sequence[str]) -> Captured:
+        """`_slopes` as a function of tensors alone: w, the rows' inputs and targets, the buffers."""
+
+        def function(given: list[Tensor]) -> list[Tensor]:
+            w, rest = given[0], given[1:]
+            count = len(rest) - len(names)
+            inputs = iter(rest[: count - 1])
+            rows = Rows(mapped(like.inputs, lambda _: next(inputs)), rest[count - 1])
+            loss, gradient, after = self._slopes(w, dict(zip(names, rest[count:], strict=True)), rows)
+            return [loss, gradient, *after.values()]
+
+        return Captured(function, TOLERANCE[self.recipe.precision])
 
     def values(self, w: Tensor, buffers: Buffers, rows: Rows, step: int, among: Tensor) -> Tensor:
         """Loss () or (E,) alone, at parameters (D,) or (E, D); where `among` () or (E,) is false it may be left out and is NaN then."""
@@ -603,7 +635,8 @@ class _Passes:
             if self.f.model.stochastic and isinstance(self._seed, int):
                 stack.enter_context(global_stream(self._seed, "dropout", step, device=self.f.device))
             if self.recipe.precision == "bf16":
-                stack.enter_context(torch.autocast("cuda", torch.bfloat16))
+                # nothing to cache: a pass has parameter tensors of its own, and uses each once
+                stack.enter_context(torch.autocast("cuda", torch.bfloat16, cache_enabled=False))
             yield
 
     def _mean_loss(self, parts: Parts, buffers: Buffers, rows: Rows) -> tuple[Tensor, Buffers]:

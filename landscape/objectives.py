@@ -64,7 +64,7 @@ class Rows:
     targets: Tensor
 
     def __post_init__(self) -> None:
-        sizes = {len(tensor) for tensor in [*_tensors(self.inputs), self.targets]}
+        sizes = {len(tensor) for tensor in [*tensors_of(self.inputs), self.targets]}
         if len(sizes) != 1:
             raise UsageError(f"inputs and targets must have one number of rows; got {sorted(sizes)}.")
         if sizes == {0}:
@@ -78,13 +78,15 @@ class Rows:
         if isinstance(index, Tensor) and index.ndim == 1 and index.dtype == torch.long:
             # whole rows: half the time of an index that might be of anything
             return Rows(
-                _map(self.inputs, lambda tensor: tensor.index_select(0, index)), self.targets.index_select(0, index)
+                mapped(self.inputs, lambda tensor: tensor.index_select(0, index)), self.targets.index_select(0, index)
             )
-        return Rows(_map(self.inputs, lambda tensor: tensor[index]), self.targets[index])
+        return Rows(mapped(self.inputs, lambda tensor: tensor[index]), self.targets[index])
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Rows:
         """Moved, floating tensors cast."""
-        return Rows(_map(self.inputs, lambda tensor: _cast(tensor, device, dtype)), _cast(self.targets, device, dtype))
+        return Rows(
+            mapped(self.inputs, lambda tensor: _cast(tensor, device, dtype)), _cast(self.targets, device, dtype)
+        )
 
     def chunks(self, size: int) -> Iterator[Rows]:
         """Consecutive chunks of at most `size` rows."""
@@ -92,7 +94,8 @@ class Rows:
             yield self if size >= len(self) else self.take(slice(first, first + size))
 
 
-def _tensors(inputs: Inputs) -> list[Tensor]:
+def tensors_of(inputs: Inputs) -> list[Tensor]:
+    """The tensors of inputs of any structure, in their order."""
     if isinstance(inputs, Tensor):
         return [inputs]
     return list(inputs.values()) if isinstance(inputs, dict) else list(inputs)
@@ -105,7 +108,8 @@ def called(module: nn.Module, inputs: Inputs) -> Any:
     return module(*(inputs if isinstance(inputs, tuple) else (inputs,)))
 
 
-def _map(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
+def mapped(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
+    """Inputs of the same structure, of what a function makes of each tensor."""
     if isinstance(inputs, Tensor):
         return function(inputs)
     if isinstance(inputs, dict):
@@ -1006,7 +1010,7 @@ class Objective:
         return z
 
     def _forward(self, parts: Parts, rows: Rows, buffers: Buffers | None = None) -> Tensor:
-        inputs = _map(rows.inputs, _pixel_by_pixel) if self.channels_last else rows.inputs
+        inputs = mapped(rows.inputs, _pixel_by_pixel) if self.channels_last else rows.inputs
         return self.model.forward(parts, self.buffers if buffers is None else buffers, inputs, self.norm)[0]
 
     def _value(self, w: Tensor) -> Value:
@@ -1207,7 +1211,7 @@ def _without_attention_fastpath() -> Iterator[None]:
 def _try_two_rows(f: Objective, w: Tensor) -> None:
     """Evaluate two rows, so that a model, a loss and data that do not fit each other are told so with their shapes, before any work is done."""
     rows = f.rows.take(slice(0, 2))
-    shapes = ", ".join(f"{tuple(tensor.shape)} {dtype_name(tensor.dtype)}" for tensor in _tensors(rows.inputs))
+    shapes = ", ".join(f"{tuple(tensor.shape)} {dtype_name(tensor.dtype)}" for tensor in tensors_of(rows.inputs))
     try:
         with torch.no_grad(), warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from problems import F64, MODULES, close, draw, module, objective
 
+from landscape import descent
 from landscape.analysis.spectra import spectrum
 from landscape.descent import Recipe, Start, descend
 from landscape.objectives import CURVATURES, Rows
@@ -162,3 +163,20 @@ def test_rows_are_moved_to_the_objectives_device():
     assert g.on(torch.tensor([1, 2])).rows.inputs.device.type == DEVICE
     assert torch.isfinite(moved(z.to(DEVICE, torch.float32)))
     assert next(module("mlp").parameters()).device.type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["mlp", "batchnorm", "conv-batchnorm"])
+def test_a_captured_pass_is_the_plain_one(name, monkeypatch):
+    _, g, z = pair(name, F64)
+    recipe = Recipe(steps=60, lr=0.05, batch_size=8)
+    kept = []
+    own = descent._Passes._capturing
+    monkeypatch.setattr(descent._Passes, "_capturing", lambda *args: kept.append(own(*args)) or kept[-1])
+    captured = list(descend(g, z.to(DEVICE), recipe, 0))
+    assert [one.failed for one in kept] == [""]
+    monkeypatch.setattr(descent, "CAPTURED", 10**9)
+    for one, other in zip(captured, descend(g, z.to(DEVICE), recipe, 0), strict=True):
+        close(one.point, other.point, 1e-8)
+        assert one.buffers.keys() == other.buffers.keys()
+        for key, value in one.buffers.items():
+            close(value, other.buffers[key], 1e-8)
