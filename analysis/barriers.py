@@ -427,10 +427,8 @@ def barrier(
             walk.visit(*places)
 
     answer = None
-    order = sorted(
-        range(points), key=lambda i: (Fraction(i, points - 1).denominator, i)
-    )  # the ends, 1/2, 1/3, 2/3, ...
-    grid = [i / (points - 1) for i in order]
+    # the ends, 1/2, 1/3, 2/3, ...
+    grid = [i / (points - 1) for i in sorted(range(points), key=lambda i: (Fraction(i, points - 1).denominator, i))]
     if threshold is None:
         visit(*grid)
     else:

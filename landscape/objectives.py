@@ -75,11 +75,11 @@ class Rows:
 
     def take(self, index: Tensor | slice | int) -> Rows:
         """The rows at `index`; an index (E, n) gives each of E members rows of its own, (E, n, ...), and of these the number e takes member e's."""
-        if isinstance(index, Tensor) and index.ndim == 1 and index.dtype == torch.long:
-            # whole rows: half the time of an index that might be of anything
-            return Rows(
-                mapped(self.inputs, lambda tensor: tensor.index_select(0, index)), self.targets.index_select(0, index)
-            )
+        if isinstance(index, Tensor) and index.ndim == 1 and index.dtype == torch.long and index.device.type == "cpu":
+            # whole rows: half the time of an index that might be of anything, such as of places from the end, which this one refuses
+            with contextlib.suppress(IndexError):
+                chosen = mapped(self.inputs, lambda tensor: tensor.index_select(0, index))
+                return Rows(chosen, self.targets.index_select(0, index))
         return Rows(mapped(self.inputs, lambda tensor: tensor[index]), self.targets[index])
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Rows:
@@ -192,9 +192,8 @@ class Loss:
         if targets.is_floating_point():  # probabilities: the likeliest class is the right one
             targets = targets.argmax(1)
         counted = targets != self.ignored
-        right = (
-            outputs.max(1).indices == targets
-        ) & counted  # as argmax, the first of equal ones; on a CPU in two thirds of its time
+        # as argmax, the first of equal ones; on a CPU in two thirds of its time
+        right = (outputs.max(1).indices == targets) & counted
         return tuple(part.float() if part.ndim == 1 else part.flatten(1).float().sum(1) for part in (right, counted))  # type: ignore[return-value]
 
 

@@ -196,6 +196,16 @@ def test_the_size_of_the_chunks_changes_only_rounding(name, chunk):
         close(question(f), question(whole), ROUNDING)
 
 
+def test_rows_are_taken_as_tensors_are_indexed():
+    rows = Rows({"a": draw(5, 2, 3), "b": draw(5, seed=1)}, torch.arange(5))
+    for index in (torch.tensor([3, 0, 3]), torch.tensor([-1, 2]), torch.tensor([True, False, True, False, False]), slice(1, 3), torch.tensor([[0, 1], [4, 4]]), torch.tensor([1, 2], dtype=torch.int32)):  # fmt: skip
+        found = rows.take(index)
+        assert torch.equal(found.targets, rows.targets[index])
+        assert all(torch.equal(found.inputs[name], tensor[index]) for name, tensor in rows.inputs.items())
+    with pytest.raises(IndexError):
+        rows.take(torch.tensor([5]))
+
+
 @every_module
 def test_outputs_of_many_points_are_those_of_each(name):
     f, z = objective(name, chunk=5)
