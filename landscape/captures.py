@@ -17,8 +17,9 @@ Function = Callable[[list[Tensor]], list[Tensor]]
 
 WARM = 3  # plain calls before the recording, on a side stream: as PyTorch's notes have it, for what libraries allocate on first use
 CHECKED = 2  # replays that are held against plain calls: at the recorded inputs, and at others
-# of the larger norm, that a replay may differ: sums in another order, of float32, and under autocast of bf16, whose eps is 8e-3
-TOLERANCE = {"full": 1e-4, "bf16": 3e-2}
+# of the larger norm, that a replay may differ: what is looked for is memory of another step, which differs by as much as the numbers themselves. Other kernels
+# than those of the plain call may sum in another order, in TF32 (eps 1e-3), and under autocast in bf16 (eps 8e-3)
+TOLERANCE = {"full": 5e-3, "bf16": 3e-2}
 
 
 def possible(device: torch.device) -> bool:

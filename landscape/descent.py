@@ -11,7 +11,7 @@ scale sqrt(D / d) the root mean square of the first step's length among the para
 
 A state is a value: nothing it holds is written to afterwards, and it holds all that is needed to go on. The batch of step t is a pure function of
 (seed, t), and so are its augmentation and dropout: there is no generator state to save, and a resumed run ends bitwise equal to one that was never stopped
-(same machine, versions and thread count).
+(same machine, versions and thread count). On a GPU passes are recorded once and replayed (`landscape.captures`).
 
 Sources: momentum as torch.optim.SGD (dampening 0; Sutskever et al. 2013 with the rate outside); Adam with bias correction, Kingma and Ba 2015; random bases,
 Gressmann, Eaton-Rosen, Luschi 2020.

@@ -86,7 +86,7 @@ def test_going_on_is_the_uninterrupted_descent(player, at):
 def test_a_replay_that_differs_is_not_used(player):
     f, start = objective("mlp")
     plain = states(f, start, plain=True)
-    player.error = 1e-2
+    player.error = 0.1
     for one, other in zip(states(f, start), plain, strict=True):
         same(one, other)
     assert player.replays == 1
