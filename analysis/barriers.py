@@ -549,6 +549,12 @@ def check_threshold(threshold: float, errors: bool) -> None:
         )
 
 
+def told_threshold(threshold: float, loss: str) -> Iterator[str]:
+    """What to tell of a threshold beside a loss of this name: that the default was none of its units."""
+    if threshold == NEAR_CHANCE:
+        yield f"The threshold {threshold:g} is in units of the loss ({loss}); its default is two points of error: give --threshold."
+
+
 def decide(low: float, high: float, threshold: float) -> str:
     """Whether what lies between low and high is below the threshold: yes, no or undecided."""
     return "yes" if high < threshold else "no" if low > threshold else "undecided"

@@ -45,6 +45,7 @@ from landscape.analysis.barriers import (
     decide,
     hills,
     recomputed,
+    told_threshold,
     uniform_loss,
     valued,
 )
@@ -705,8 +706,8 @@ def _cautions(
     loss: str,
 ) -> Iterator[str]:
     """Sentences; n: of dense trainings, None where eps is given."""
-    if not classifies and threshold == NEAR_CHANCE:
-        yield f"The threshold {threshold:g} is in units of the loss ({loss}); its default is two points of error: give --threshold."
+    if not classifies:
+        yield from told_threshold(threshold, loss)
     named = [f"{one} to {other}" for one, other in itertools.pairwise(numbers)]
     bad = [pair for pair, is_bad in zip(named, found.degenerate, strict=True) if is_bad]
     if bad:

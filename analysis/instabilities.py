@@ -29,7 +29,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from landscape.analysis.barriers import DEFAULT_POLICY, DEFINITIONS, POLICIES, UNNEEDED, End, decide, hills
+from landscape.analysis.barriers import (  # fmt: skip
+    DEFAULT_POLICY,
+    DEFINITIONS,
+    NEAR_CHANCE,
+    POLICIES,
+    UNNEEDED,
+    End,
+    decide,
+    hills,
+    told_threshold,
+)
 from landscape.analysis.styles import CYCLE, GREY, heading
 from landscape.errors import UsageError, unknown
 from landscape.functionals import standard_error
@@ -43,7 +53,7 @@ if TYPE_CHECKING:
 
     from landscape.masks import Mask
 
-STABLE = 0.02  # of error: Frankle et al. 2020, section 3; the noise of their test errors is below it
+STABLE = NEAR_CHANCE  # of error: Frankle et al. 2020, section 3; the noise of their test errors is below it
 KEPT = (
     "linear-baseline",
     "over-mean",
@@ -680,8 +690,8 @@ def _warnings(answer: Instability) -> Iterator[str]:
         """The states of a kind."""
         return "; ".join(answer.named(state) for state in answer.states if state.stable == stable)
 
-    if answer.headline.endswith("loss") and answer.threshold == STABLE:
-        yield f"The threshold {answer.threshold:g} is in units of the loss ({answer.headline}); its default is two points of error: give --threshold."
+    if answer.headline.endswith("loss"):
+        yield from told_threshold(answer.threshold, answer.headline)
     if words := named("degenerate"):
         yield f"degenerate: {words}. Children are at chance, not finite, or one point: a small barrier between them shows nothing, and the state is not counted as stable. Where they know nothing, train with a smaller --lr, or with --warmup."
     if words := named("undecided"):

@@ -35,7 +35,18 @@ import numpy as np
 from scipy.stats import t as student
 from torch import Tensor
 
-from landscape.analysis.barriers import DEFAULT_POLICY, POLICIES, UNNEEDED, End, Hills, check_threshold, decide, hills
+from landscape.analysis.barriers import (  # fmt: skip
+    DEFAULT_POLICY,
+    NEAR_CHANCE,
+    POLICIES,
+    UNNEEDED,
+    End,
+    Hills,
+    check_threshold,
+    decide,
+    hills,
+    told_threshold,
+)
 from landscape.analysis.styles import BLACK, BLUE, CYCLE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, heading
 from landscape.errors import LandscapeError, UsageError, unknown
 from landscape.masks import Mask
@@ -49,7 +60,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 COMPARED = ("perturbed", "original", "noise", "successive")
-THRESHOLD = 0.02  # Frankle et al. 2020: what is below counts as stable
+THRESHOLD = NEAR_CHANCE  # Frankle et al. 2020: what is below counts as stable
 REACH = 8.0  # factors are looked for between 1/8 and 8: d_L is a third to a half of the norm of the weights, so 8 d_L leaves little of the start
 FINE = 1.25  # bisection ends where neighbouring radii differ by less than this factor: draws move rho_L by more
 POINTS = 11  # of a path, ends included, as in the table of section 1.2; a hump of a training is wider than a tenth of the path
@@ -731,8 +742,8 @@ class _Pairs:
 
 def _warnings(found: Robustness) -> Iterator[str]:
     """What a reader must know before the numbers."""
-    if found.curve.endswith("loss") and found.threshold == THRESHOLD:
-        yield f"The threshold {found.threshold:g} is in units of the loss ({found.curve}); its default is two points of error: give --threshold."
+    if found.curve.endswith("loss"):
+        yield from told_threshold(found.threshold, found.curve)
     lost = [str(number) for row, number in enumerate(found.levels) if found._lost(row)]
     if lost:
         yield f"At chance or not finite without any perturbation: level{'s' * (len(lost) > 1)} {', '.join(lost)}. Nothing is robust there, and no radius is given."

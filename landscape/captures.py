@@ -8,7 +8,7 @@ Source: PyTorch's notes on CUDA graphs (warm-up on a side stream, static inputs 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -38,19 +38,13 @@ class Captured:
         self._checks = CHECKED
         self.failed = ""  # why calls are plain; empty while they are not
 
-    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+    def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
         """What the function gives for tensors of the shapes of the first call; for others it is called plainly."""
-        inputs = list(inputs)
-        if self.failed:
-            return self._function(inputs)
-        if self._replay is None:
+        if self._replay is None and not self.failed:
             self._record(inputs)
-        if self.failed or [(own.shape, own.dtype) for own in self._inputs] != [
-            (one.shape, one.dtype) for one in inputs
-        ]:
+        if self._replay is None or _shapes(inputs) != _shapes(self._inputs):
             return self._function(inputs)
         _copy(self._inputs, inputs)
-        assert self._replay is not None
         self._replay()
         outputs = [torch.empty_like(own) for own in self._outputs]
         _copy(outputs, self._outputs)
@@ -66,9 +60,8 @@ class Captured:
         self._inputs = [one.detach().clone() for one in inputs]
         try:
             self._replay, self._outputs = recorded(self._function, self._inputs)
-        except (
-            RuntimeError
-        ) as error:  # what a stream that is being captured does not take, and no memory for the graph's own
+        except RuntimeError as error:
+            # what a stream that is being captured does not take, and no memory for the graph's own
             self._give_up(str(error))
 
     def _give_up(self, why: str) -> None:
@@ -89,7 +82,11 @@ def recorded(function: Function, inputs: list[Tensor]) -> tuple[Callable[[], Non
     return graph.replay, outputs
 
 
-def _copy(targets: list[Tensor], sources: Sequence[Tensor]) -> None:
+def _shapes(tensors: list[Tensor]) -> list[tuple[torch.Size, torch.dtype]]:
+    return [(one.shape, one.dtype) for one in tensors]
+
+
+def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
     """One launch a dtype and not one a tensor: a network has some dozens of buffers."""
     for dtype in {one.dtype for one in sources}:
         places = [place for place, one in enumerate(sources) if one.dtype == dtype]
@@ -100,8 +97,7 @@ def _alike(one: Tensor, other: Tensor, tolerance: float) -> bool:
     if not one.is_floating_point():
         return torch.equal(one, other)
     one, other = one.double(), other.double()
-    if not bool(
-        torch.isfinite(other).all()
-    ):  # a descent that has diverged already shows nothing of the replay but this
+    if not bool(torch.isfinite(other).all()):
+        # a descent that has diverged already shows nothing of the replay but this
         return torch.equal(torch.isfinite(one), torch.isfinite(other))
     return bool((one - other).norm() <= tolerance * torch.maximum(one.norm(), other.norm()))

@@ -236,10 +236,8 @@ def _pieces(rows: Sequence[Row]) -> list[memoryview]:
     }
     dtype = np.result_type(*(row.point for row in rows)).newbyteorder("<")
     named = {np.dtype(known): name for name, known in _DTYPES.items()}
-    kept["points"] = (
-        named[dtype],
-        [np.asarray(row.point, dtype=dtype) for row in rows],
-    )  # last: what is longer lies aligned
+    # last: of any size, and what is longer a number lies aligned before it
+    kept["points"] = named[dtype], [np.asarray(row.point, dtype=dtype) for row in rows]
     header, place = {}, 0
     for name, (kind, arrays) in kept.items():
         size = sum(array.nbytes for array in arrays)
@@ -550,9 +548,8 @@ class Trajectory:
 
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8"}
 _Tensors = dict[str, tuple[np.dtype[Any], tuple[int, ...], int]]  # of a segment: dtype, shape, position in the file
-_known: dict[
-    tuple[str, _Segment, tuple[int, ...]], _Tensors
-] = {}  # files that this process has verified, as they were then
+# files that this process has verified, as they were then
+_known: dict[tuple[str, _Segment, tuple[int, ...]], _Tensors] = {}
 
 
 def _verified(path: Path, segment: _Segment) -> _Tensors:
